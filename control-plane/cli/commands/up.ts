@@ -1,0 +1,33 @@
+import type { Command } from 'commander';
+import { bringUp } from '../bring-up.js';
+import type { CliContext } from '../context.js';
+import type { Register } from '../flags.js';
+import { engineClient, engineUp } from '../machine/engine.js';
+import { ensureNetwork } from '../machine/network.js';
+import { requireRoot } from '../require-root.js';
+
+/** Adds `up`. */
+export function addUpCommand(program: Command, register: Register): void {
+  register(
+    program
+      .command('up')
+      .summary('start control plane and gateway, and keep them running')
+      .description(
+        'Starts control plane and gateway in the background, with log files, and starts them again when they end. ' +
+          'Where nothing is given they run with the settings of the last time, else with ./settings.yaml.',
+      )
+      .option('--settings <file>', 'settings file')
+      .option('--code-dir <dir>', 'folder that services are read from; wins over the settings file'),
+    (context, flags: { settings?: string; codeDir?: string }) => up(context, flags),
+  );
+}
+
+async function up(context: CliContext, flags: { settings?: string; codeDir?: string }): Promise<void> {
+  requireRoot("'initless up'");
+  const machine = { signal: context.signal, progress: context.say };
+  // Hosts come back with the engine, and reach the control plane over the network.
+  await engineUp(machine);
+  await ensureNetwork(engineClient(), context.project.name, machine);
+  const started = await bringUp(context, flags);
+  context.stdout.write(`control plane and gateway ${started ? 'are up' : 'were up already'}; see 'initless status'\n`);
+}

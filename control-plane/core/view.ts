@@ -1,0 +1,165 @@
+import {
+  type Instance,
+  type InstanceCounts,
+  InstanceState,
+  type Listener,
+  type PoolTarget,
+  type Problem,
+  type Revision,
+  type Service,
+  ServiceState,
+} from '../../proto/gen/initless/v1/types.js';
+import { type HostState, isEnabled, isKnown, type RevisionRecord, type ServiceRecord, type Snapshot } from './model.js';
+
+/** What is said of a service: its state, and why. */
+export interface Verdict {
+  state: ServiceState;
+  problem: Problem | undefined;
+}
+
+/** A service as people see it. */
+export function serviceView(record: ServiceRecord, snapshot: Snapshot, listeners: readonly Listener[]): Service {
+  const { current, pending } = record;
+  const instances = snapshot.hosts
+    .filter((host) => host.connected)
+    .flatMap((host) => host.instances.filter((instance) => instance.service === record.name));
+  return {
+    config: record.config,
+    ...verdict(record, snapshot),
+    current: current && revisionView(current, current.imageId, current.problem),
+    pending: pending
+      ? revisionView(pending, '', pending.making.kind === 'failed' ? pending.making.problem : undefined)
+      : current?.making &&
+        revisionView(current, '', current.making.kind === 'failed' ? current.making.problem : undefined),
+    folder: record.folder,
+    updatedAt: new Date(record.updatedAt),
+    instances: countInstances(instances),
+    listeners: listeners.filter((listener) => listener.service === record.name),
+    host: current?.host ?? record.host,
+    pool: poolTarget(record, snapshot),
+  };
+}
+
+function poolTarget({ name, config }: ServiceRecord, snapshot: Snapshot): PoolTarget {
+  if (!config.preStartPoolAuto) return { parked: config.preStartPoolSize, auto: false, reason: '' };
+  const plan = snapshot.pools.get(name);
+  return { parked: plan?.parked ?? 0, auto: true, reason: plan?.reason ?? 'it is not served yet' };
+}
+
+function revisionView(revision: RevisionRecord, imageId: string, problem: Problem | undefined): Revision {
+  const { id, contextDigest, createdAt } = revision;
+  return { id, contextDigest, createdAt: new Date(createdAt), imageId, problem };
+}
+
+/** Numbers of instances by state. */
+export function countInstances(instances: readonly Instance[]): InstanceCounts {
+  const count = (state: InstanceState) => instances.filter((instance) => instance.state === state).length;
+  const running = count(InstanceState.INSTANCE_STATE_RUNNING);
+  const parked = count(InstanceState.INSTANCE_STATE_PARKED);
+  return { running, parked, other: instances.length - running - parked };
+}
+
+/** A service's state as a whole, and why it is in it where that needs saying. */
+export function verdict(record: ServiceRecord, snapshot: Snapshot): Verdict {
+  if (!isEnabled(record)) return { state: ServiceState.SERVICE_STATE_DISABLED, problem: whyDisabled(record) };
+  return record.current === undefined ? unmade(record, snapshot) : made(record, record.current, snapshot);
+}
+
+function whyDisabled(record: ServiceRecord): Problem | undefined {
+  if (!record.folderGone) return undefined;
+  return say(
+    'DISABLED',
+    `the folder ${record.folder} below code_dir is gone, or is not ${record.name} any more`,
+    `put it back, or run 'initless service rm ${record.name}'`,
+  );
+}
+
+/** A service none of whose revisions was ever made. */
+function unmade(record: ServiceRecord, snapshot: Snapshot): Verdict {
+  const making = record.pending?.making;
+  if (isBuilding(record, snapshot)) return { state: ServiceState.SERVICE_STATE_BUILDING, problem: undefined };
+  if (making?.kind === 'failed') return { state: ServiceState.SERVICE_STATE_FAILED, problem: making.problem };
+  return { state: ServiceState.SERVICE_STATE_PENDING, problem: whyPending(record, snapshot) };
+}
+
+function whyPending(record: ServiceRecord, snapshot: Snapshot): Problem | undefined {
+  const host = snapshot.hosts.find((one) => one.name === record.host);
+  if (host?.connected) {
+    if (!host.reported || host.engine?.ready) return undefined;
+    return engineDown(host);
+  }
+  return host === undefined ? noHost(snapshot) : agentDown(host.name);
+}
+
+/** A service with a revision that was made. */
+function made(record: ServiceRecord, current: NonNullable<ServiceRecord['current']>, snapshot: Snapshot): Verdict {
+  const host = snapshot.hosts.find((one) => one.name === current.host);
+  if (!host?.connected) {
+    return { state: ServiceState.SERVICE_STATE_PENDING, problem: agentDown(current.host) };
+  }
+  if (!host.reported || !serves(host, record.name)) {
+    return { state: ServiceState.SERVICE_STATE_BUILDING, problem: undefined };
+  }
+  const degraded = (problem: Problem): Verdict => ({ state: ServiceState.SERVICE_STATE_DEGRADED, problem });
+  if (current.problem !== undefined) return degraded(current.problem);
+  const held = host.checkpoints.filter((one) => one.service === record.name && one.revision === current.id);
+  if (held.some((one) => one.quarantined === undefined)) {
+    return { state: ServiceState.SERVICE_STATE_READY, problem: undefined };
+  }
+  const quarantined = held[0]?.quarantined;
+  if (quarantined !== undefined) return degraded(quarantined);
+  if (host.since > current.madeAt) {
+    return degraded(
+      say('NO_CHECKPOINT', `the checkpoint of ${record.name} is not on ${host.name} any more; it is made again`, ''),
+    );
+  }
+  // It was just made; the host's next report will show it.
+  return { state: ServiceState.SERVICE_STATE_READY, problem: undefined };
+}
+
+/** Whether a host serves a service now, at whatever revision. */
+export function serves(host: HostState, service: string): boolean {
+  return host.confirmed.has(service) || host.assignments.some((one) => one.config?.serviceName === service);
+}
+
+/** Whether one of a service's revisions is being made at this moment. */
+export function isBuilding(record: ServiceRecord, snapshot: Snapshot): boolean {
+  return snapshot.work.some((work) => work.kind === 'prepare' && work.service === record.name && !work.cancelled);
+}
+
+/** Whether nothing more will happen to a service's revisions by itself. */
+export function isAtRest(record: ServiceRecord, snapshot: Snapshot): boolean {
+  if (!isEnabled(record)) return true;
+  if (isBuilding(record, snapshot)) return false;
+  if (record.pending?.making.kind === 'wanted' || record.current?.making?.kind === 'wanted') return false;
+  const { state } = verdict(record, snapshot);
+  return state !== ServiceState.SERVICE_STATE_BUILDING && state !== ServiceState.SERVICE_STATE_PENDING;
+}
+
+/** Why nothing serves: no host at all. */
+export function noHost(snapshot: Snapshot): Problem {
+  const connected = snapshot.hosts.some((host) => isKnown(host));
+  return say(
+    'NO_HOST',
+    connected ? 'no host was chosen yet' : 'no host is connected',
+    connected ? '' : "run 'initless host up host1'; 'initless host ls' shows the hosts",
+  );
+}
+
+/** Why nothing serves: the host is away. */
+export function agentDown(host: string): Problem {
+  return say(
+    'AGENT_DOWN',
+    `the host ${host} is not connected`,
+    `run 'initless host up ${host}'; 'docker logs' of its container shows what its agent says`,
+  );
+}
+
+function engineDown(host: HostState): Problem {
+  const reason = host.engine?.error ? `: ${host.engine.error}` : '';
+  return say('ENGINE_DOWN', `the Docker engine of ${host.name} does not answer${reason}`, 'its agent starts it again');
+}
+
+function say(code: Problem['code'], message: string, nextStep: string): Problem {
+  return { code, message, nextStep, outputTail: [] };
+}

@@ -1,0 +1,31 @@
+import type { HostRecord, ServiceRecord } from '../core/model.js';
+
+/** What a store holds. */
+export interface Stored {
+  services: ServiceRecord[];
+  hosts: HostRecord[];
+  /** How services are used, by service. What was damaged is left out: it is worth less than a start. */
+  histories: Map<string, unknown>;
+}
+
+/**
+ * Where the control plane keeps what must survive it. A change is on disk when its promise resolves, and only then is it
+ * acknowledged to whoever asked for it. Errors of every method: STORE_FAILED, DISK_FULL; as after a crash, the change may
+ * then be there or not, but never in part, and the next call tries anew.
+ */
+export interface Store {
+  /** Where it is, for people. */
+  readonly description: string;
+  /** All that is there. */
+  load(): Promise<Stored>;
+  putService(record: ServiceRecord): Promise<void>;
+  /** Without effect when it is not there. */
+  deleteService(name: string): Promise<void>;
+  putHost(record: HostRecord): Promise<void>;
+  /** Without effect when it is not there. */
+  deleteHost(name: string): Promise<void>;
+  /** Puts histories, plain JSON, together; undefined deletes. */
+  putHistories(histories: ReadonlyMap<string, unknown>): Promise<void>;
+  /** No call may follow. */
+  close(): Promise<void>;
+}

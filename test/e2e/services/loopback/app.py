@@ -1,0 +1,20 @@
+"""Listens on 127.0.0.1 only, where nothing outside its container reaches it."""
+
+import http.server
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"ok"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler)
+print("ready", flush=True)
+server.serve_forever()
