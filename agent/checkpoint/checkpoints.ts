@@ -114,12 +114,12 @@ export class Checkpoints {
     await mkdir(root, { recursive: true, mode: 0o700 });
     for (const name of await readdir(root)) {
       const parent = path.join(root, name);
-      if (name.startsWith(UNSEALED)) {
-        if (!this.#making.has(parent)) await rm(parent, { recursive: true, force: true });
-        continue;
-      }
       for (const revision of await readdir(parent)) {
         const dir = path.join(parent, revision);
+        if (revision.startsWith(UNSEALED)) {
+          if (!this.#making.has(dir)) await rm(dir, { recursive: true, force: true });
+          continue;
+        }
         // It is there only for the instances that still read from it.
         if (this.#retired.has(dir)) continue;
         try {
@@ -153,9 +153,9 @@ export class Checkpoints {
     return held;
   }
 
-  /** A new folder to make a checkpoint in, on the file system that it will stay on. */
-  async begin(service: string, revision: string): Promise<string> {
-    const dir = path.join(this.#root, `${UNSEALED}${service}-${revision}`);
+  /** A new folder to make a checkpoint in, in the folder `name` that it will stay in once it is sealed. */
+  async begin(name: string, service: string, revision: string): Promise<string> {
+    const dir = path.join(this.#root, name, `${UNSEALED}${service}-${revision}`);
     this.#making.add(dir);
     await rm(dir, { recursive: true, force: true });
     await mkdir(path.join(dir, IMAGES), { recursive: true, mode: 0o700 });
@@ -169,7 +169,6 @@ export class Checkpoints {
    */
   async seal(
     dir: string,
-    name: string,
     spec: OciSpec,
     facts: Omit<Manifest, 'format' | 'entries' | 'createdAt' | 'fingerprint'>,
   ): Promise<Checkpoint> {
@@ -189,10 +188,9 @@ export class Checkpoints {
     await sync(path.join(dir, MANIFEST));
     await sync(dir);
     // Not where checkpoints are kept now: that may be on another disk, to which nothing can be renamed.
-    const parent = path.join(path.dirname(dir), name);
+    const parent = path.dirname(dir);
     // Never the name of an earlier one: instances may be running on its layer.
     const sealed = path.join(parent, `${facts.revision}-${Date.now().toString(36)}`);
-    await mkdir(parent, { recursive: true, mode: 0o700 });
     await rename(dir, sealed);
     this.#making.delete(dir);
     await sync(parent);

@@ -141,7 +141,7 @@ export class Maker {
     signal: AbortSignal,
   ) {
     const { checkpoints, docker } = this.#parts;
-    const dir = await checkpoints.begin(config.serviceName, record.revision);
+    const dir = await checkpoints.begin(config.checkpointName, config.serviceName, record.revision);
     try {
       const started = await this.#startAndDump(config, record, dir, progress, signal);
       stages.push(...started.stages);
@@ -149,7 +149,7 @@ export class Maker {
       const memory = await timed(stages, 'trial', () => settleMemory(this.#parts, dumped, progress, signal));
       progress('seal', 'sealing the checkpoint');
       const sealing = performance.now();
-      const checkpoint = await checkpoints.seal(dir, config.checkpointName, started.spec, {
+      const checkpoint = await checkpoints.seal(dir, started.spec, {
         service: config.serviceName,
         revision: record.revision,
         imageId: record.imageId,

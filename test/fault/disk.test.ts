@@ -5,7 +5,8 @@ import { untilOnlyWhatIsListed } from './system.js';
 
 /** 50 MB in memory. */
 const FULL = { name: 'full', url: 'http://localhost:8295/' };
-const CHECKPOINTS = '/var/lib/docker/initless/checkpoints';
+/** Where its checkpoints lie, and no other service's: those go on with theirs. */
+const CHECKPOINTS = `/var/lib/docker/initless/checkpoints/${FULL.name}`;
 
 let folder: string;
 
@@ -18,8 +19,9 @@ afterAll(async () => {
   await initless('service', 'rm', FULL.name);
 });
 
-/** Runs `work` while checkpoints go to a small disk, and gives what is on that disk afterwards. */
+/** Runs `work` while the service's checkpoints go to a small disk, and gives what is on that disk afterwards. */
 async function onSmallDisk(megabytes: number, work: () => Promise<void>): Promise<string[]> {
+  await onHost(`mkdir -p ${CHECKPOINTS}`);
   await onHost(`mount -t tmpfs -o size=${megabytes}m,mode=700 initless-test ${CHECKPOINTS}`);
   try {
     await work();

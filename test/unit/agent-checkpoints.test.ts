@@ -46,11 +46,11 @@ describe('checkpoints on disk', () => {
     return checkpoints;
   };
   const seal = async (checkpoints: Checkpoints, content = 'pages') => {
-    const dir = await checkpoints.begin('web', 'abc');
+    const dir = await checkpoints.begin('web', 'web', 'abc');
     await writeFile(path.join(dir, 'criu', 'pages-1.img'), content);
     await mkdir(path.join(dir, 'rootfs'));
     await symlink('/elsewhere', path.join(dir, 'rootfs', 'link'));
-    return checkpoints.seal(dir, 'web', SPEC, FACTS);
+    return checkpoints.seal(dir, SPEC, FACTS);
   };
 
   beforeEach(async () => {
@@ -70,7 +70,7 @@ describe('checkpoints on disk', () => {
     const MIB = 2 ** 20;
     const sealMapped = async () => {
       const checkpoints = await open();
-      const dir = await checkpoints.begin('web', 'abc');
+      const dir = await checkpoints.begin('web', 'web', 'abc');
       await mkdir(path.join(dir, 'memory/.initless'), { recursive: true });
       await mkdir(path.join(dir, 'rootfs'));
       const writer = await SparseWriter.create(path.join(dir, MEMORY_FILE));
@@ -80,7 +80,7 @@ describe('checkpoints on disk', () => {
       await writeFile(path.join(dir, 'extents.json'), writeIndex([index]));
       await writeFile(path.join(dir, 'touched.json'), writeTouched([{ path: index.path, ranges }]));
       const memory = CheckpointMemory.fromPartial({ mode: MemoryMode.MEMORY_MODE_MAPPED });
-      return checkpoints.seal(dir, 'web', SPEC, { ...FACTS, memory });
+      return checkpoints.seal(dir, SPEC, { ...FACTS, memory });
     };
     const refusal = async () =>
       toInitlessError(await (await open()).use('web', 'abc').catch((error: unknown) => error));
@@ -141,9 +141,9 @@ describe('checkpoints on disk', () => {
   });
 
   it('leaves nothing of one that was never sealed', async () => {
-    await (await open()).begin('web', 'abc');
+    await (await open()).begin('web', 'web', 'abc');
     await open();
-    expect(await readdir(root)).toEqual([]);
+    expect(await readdir(path.join(root, 'web'))).toEqual([]);
   });
 
   it('refuses one whose file was altered, also when its size and time are as before, and keeps refusing it', async () => {
@@ -244,7 +244,7 @@ describe('checkpoints on disk', () => {
       expect(failure).toMatchObject({ code: 'BAD_CONFIG', message: expect.stringContaining('ENOTDIR') });
       expect(failure).toMatchObject({ message: expect.stringContaining(`checkpoint_dir ${below} cannot be used`) });
       expect((await checkpoints.use('web', 'abc')).dir).toBe(dir);
-      expect(path.dirname(await checkpoints.begin('web', 'abc'))).toBe(here());
+      expect(path.dirname(await checkpoints.begin('web', 'web', 'abc'))).toBe(here());
     });
 
     it('goes on with the first folder when the other one cannot be read', async () => {
@@ -259,10 +259,10 @@ describe('checkpoints on disk', () => {
 
     it('seals what is under way where it was begun, and uses it', async () => {
       const checkpoints = await openHere();
-      const dir = await checkpoints.begin('web', 'abc');
+      const dir = await checkpoints.begin('web', 'web', 'abc');
       await writeFile(path.join(dir, 'criu', 'pages-1.img'), 'pages');
       await checkpoints.moveTo(other());
-      const sealed = await checkpoints.seal(dir, 'web', SPEC, FACTS);
+      const sealed = await checkpoints.seal(dir, SPEC, FACTS);
       expect(path.dirname(sealed.path)).toBe(path.join(here(), 'web'));
       expect((await checkpoints.use('web', 'abc')).dir).toBe(sealed.path);
       expect(await readdir(other())).toEqual([]);
@@ -270,7 +270,7 @@ describe('checkpoints on disk', () => {
 
     it('leaves what is under way alone when its folder is read again, and removes it once it is abandoned', async () => {
       const checkpoints = await openHere();
-      const dir = await checkpoints.begin('web', 'abc');
+      const dir = await checkpoints.begin('web', 'web', 'abc');
       await checkpoints.moveTo(other());
       await checkpoints.moveTo(here());
       expect(await readdir(dir)).toEqual(['criu', 'volumes']);
