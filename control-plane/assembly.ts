@@ -78,5 +78,7 @@ function hostSettings(settings: Settings): HostSettings {
     reservedPortLast: settings.reservedPorts[1],
     checkpointDir: settings.checkpointDir,
     recycleWorkers: settings.recycleWorkers,
+    copyRate: settings.copyRate * 1e6,
+    agents: [],
   };
 }

@@ -1,3 +1,4 @@
+import { GoneReason } from '../proto/gen/initless/v1/types.js';
 import { type InitlessError, problemOf, toInitlessError } from '../proto/rpc/errors.js';
 import type { BuildLog } from './build-log.js';
 import { Changes } from './changes.js';
@@ -221,7 +222,12 @@ export class Reconciler {
         fleet.confirm(host, service, decision.assignment);
         return;
       case 'withdraw':
-        await fleet.link(host).command({ $case: 'withdraw', value: { service } }, options);
+        await fleet
+          .link(host)
+          .command(
+            { $case: 'withdraw', value: { service, drainMs: 0, reason: GoneReason.GONE_REASON_SUPERSEDED } },
+            options,
+          );
         fleet.confirm(host, service, undefined);
         return;
       case 'deleteRevisions': {

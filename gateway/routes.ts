@@ -61,7 +61,7 @@ export class Routes {
   async #watch(signal: AbortSignal, onReached: () => void): Promise<void> {
     const channel = connect(this.#controlPlane);
     const out = new PushStream<WatchRoutesRequest>('route stream');
-    out.push({ message: { $case: 'hello', value: { gateway: this.#gateway } } });
+    out.push({ message: { $case: 'hello', value: { gateway: this.#gateway, table: '', version: 0 } } });
     if (this.#listeners.length > 0) {
       out.push({ message: { $case: 'listeners', value: { listeners: this.#listeners } } });
     }

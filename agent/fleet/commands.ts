@@ -90,6 +90,7 @@ export class Commands {
       case 'deleteRevisions':
         await this.#delete(action.value);
         return done();
+      case 'copy':
       case undefined:
         throw new InitlessError('UNSUPPORTED', 'a command that this agent does not know', {
           nextStep: "bring the host up to date with 'initless host up'",

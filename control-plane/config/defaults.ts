@@ -31,6 +31,14 @@ export const SETTINGS_DEFAULTS = {
   queue_timeout: 30,
   /** Requests that may wait for an instance at a time. */
   queue_limit: 1_000,
+  /** Hosts that the instances of a service are spread over. */
+  spread: 3,
+  /** Seconds that a host may be away before what it had is replaced on others. */
+  host_timeout: 15,
+  /** Revisions that served before and are kept for a rollback. */
+  keep_revisions: 3,
+  /** Megabytes (10^6) per second at which a host sends revisions to others, all copies together. */
+  copy_rate: 200,
 } as const;
 
 /** Defaults of `config.yaml`; `image_name` and `checkpoint_name` are the service's name. */

@@ -160,6 +160,7 @@ export function parseServiceConfig(
     memory: MEMORY_MODES[output.memory ?? SERVICE_DEFAULTS.memory],
     memoryLimit: output.memory_limit ?? 0,
     cpus: output.cpus ?? 0,
+    spread: pool('spread'),
   };
   return config;
 }

@@ -67,6 +67,9 @@ function applyEnvironment(settings: ParsedSettings['settings'], source: Settings
     else if (key === 'checkpoint_dir') settings.checkpointDir = given.checkpointDir;
     else if (key === 'reserved_ports') settings.reservedPorts = given.reservedPorts;
     else if (key === 'recycle_workers') settings.recycleWorkers = given.recycleWorkers;
+    else if (key === 'host_timeout') settings.hostTimeout = given.hostTimeout;
+    else if (key === 'keep_revisions') settings.keepRevisions = given.keepRevisions;
+    else if (key === 'copy_rate') settings.copyRate = given.copyRate;
     else if (key in settings.pool) {
       settings.pool = { ...settings.pool, [key]: given.pool[key as keyof typeof given.pool] };
     }

@@ -29,6 +29,7 @@ export const POOL_KEYS = {
   max_concurrency: optional('a whole number of requests from 1 to 100000', whole(1, 100_000)),
   queue_timeout: optional('seconds above 0, 3600 at most; fractions are allowed', positive(3_600)),
   queue_limit: optional('a whole number of requests from 1 to 1000000', whole(1, 1_000_000)),
+  spread: optional('a whole number of hosts from 1 to 1000', whole(1, 1_000)),
 };
 
 /** Ports that the agent itself listens on in a host; leasing them to instances could not work. */
@@ -59,6 +60,9 @@ const SCHEMA = z.strictObject({
     line.refine((path) => path.startsWith('/') && path !== '/' && !path.split('/').includes('..')),
   ),
   recycle_workers: optional('a whole number from 1 to 64', whole(1, 64)),
+  host_timeout: optional('seconds from 8 to 3600; fractions are allowed', z.number().min(8).max(3_600)),
+  keep_revisions: optional('a whole number of revisions from 0 to 100', whole(0, 100)),
+  copy_rate: optional('megabytes per second from 1 to 100000', z.number().min(1).max(100_000)),
   ...POOL_KEYS,
 });
 
@@ -80,6 +84,12 @@ export interface Settings {
   checkpointDir: string;
   /** Removals of instances at a time. */
   recycleWorkers: number;
+  /** Seconds that a host may be away before what it had is replaced on others. */
+  hostTimeout: number;
+  /** Revisions that served before and are kept for a rollback. */
+  keepRevisions: number;
+  /** Megabytes (10^6) per second at which a host sends revisions to others. */
+  copyRate: number;
   /** What a service has whose `config.yaml` does not say otherwise. */
   pool: Readonly<PoolSettings>;
 }
@@ -123,6 +133,9 @@ export function parseSettings(text: string | undefined, file: string): ParsedSet
       codeDir: output.code_dir ?? '',
       checkpointDir: checkpointDir.replace(/\/$/, ''),
       recycleWorkers: output.recycle_workers ?? SETTINGS_DEFAULTS.recycle_workers,
+      hostTimeout: output.host_timeout ?? SETTINGS_DEFAULTS.host_timeout,
+      keepRevisions: output.keep_revisions ?? SETTINGS_DEFAULTS.keep_revisions,
+      copyRate: output.copy_rate ?? SETTINGS_DEFAULTS.copy_rate,
       pool,
     },
     warnings,

@@ -68,7 +68,13 @@ export function effectiveConfig(record: ServiceRecord, revision: { config: Servi
  */
 export function assignmentOf(record: ServiceRecord, current: MadeRevision, plan?: PoolPlan): ServiceAssignment {
   const config = effectiveConfig(record, current);
-  const share = plan && { parked: plan.parked, ready: plan.ready, usefulness: plan.usefulness };
+  const share = plan && {
+    parked: plan.parked,
+    ready: plan.ready,
+    usefulness: plan.usefulness,
+    maxRunning: config.maxPoolSize,
+    elsewhere: false,
+  };
   const pool = config.preStartPoolAuto ? share : undefined;
   return { config, revision: current.id, imageId: current.imageId, pool };
 }

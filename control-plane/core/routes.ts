@@ -24,7 +24,18 @@ function route(record: ServiceRecord, snapshot: Snapshot, now: number): Route {
     maxConcurrency: config.maxConcurrency,
     queueTimeoutMs: config.queueTimeoutMs,
     queueLimit: config.queueLimit,
-    hosts: host === undefined ? [] : [{ host: host.name, leaseAddress: host.leaseAddress }],
+    hosts:
+      host === undefined
+        ? []
+        : [
+            {
+              host: host.name,
+              leaseAddress: host.leaseAddress,
+              maxRunning: config.maxPoolSize,
+              parked: 0,
+              draining: false,
+            },
+          ],
     problem: host !== undefined ? undefined : (problem ?? notReady(record, state)),
   };
 }

@@ -37,6 +37,8 @@ export function serviceView(record: ServiceRecord, snapshot: Snapshot, listeners
     listeners: listeners.filter((listener) => listener.service === record.name),
     host: current?.host ?? record.host,
     pool: poolTarget(record, snapshot),
+    hosts: [],
+    previous: [],
   };
 }
 

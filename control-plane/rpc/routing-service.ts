@@ -111,7 +111,13 @@ export class Gateways {
   }
 
   #table(): { response: WatchRoutesResponse; text: string } {
-    const response: WatchRoutesResponse = { routes: routesOf(this.#reconciler.snapshot(), Date.now()) };
+    const response: WatchRoutesResponse = {
+      routes: routesOf(this.#reconciler.snapshot(), Date.now()),
+      table: '',
+      version: 0,
+      isChange: false,
+      removed: [],
+    };
     return { response, text: canonicalJson(WatchRoutesResponse.toJSON(response)) };
   }
 

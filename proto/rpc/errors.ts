@@ -30,6 +30,7 @@ export const CATALOGUE = {
   HEALTH_TIMEOUT: { grpc: Status.DEADLINE_EXCEEDED, http: 504 },
   NOT_LISTENING: { grpc: Status.FAILED_PRECONDITION, http: 502 },
   DUMP_FAILED: { grpc: Status.FAILED_PRECONDITION, http: 503 },
+  COPY_FAILED: { grpc: Status.UNAVAILABLE, http: 503 },
   VOLUME_MISSING: { grpc: Status.FAILED_PRECONDITION, http: 503 },
   VOLUME_REFUSED: { grpc: Status.FAILED_PRECONDITION, http: 503 },
 
@@ -45,6 +46,7 @@ export const CATALOGUE = {
   DISABLED: { grpc: Status.FAILED_PRECONDITION, http: 503 },
   NO_HOST: { grpc: Status.UNAVAILABLE, http: 503 },
   EXHAUSTED: { grpc: Status.RESOURCE_EXHAUSTED, http: 503 },
+  ELSEWHERE: { grpc: Status.RESOURCE_EXHAUSTED, http: 503 },
   PORTS_EXHAUSTED: { grpc: Status.RESOURCE_EXHAUSTED, http: 503 },
   QUEUE_FULL: { grpc: Status.RESOURCE_EXHAUSTED, http: 503 },
   QUEUE_TIMEOUT: { grpc: Status.DEADLINE_EXCEEDED, http: 503 },

@@ -90,7 +90,11 @@ describe("an agent's link to its control plane", () => {
     });
     tell({
       $case: 'command',
-      value: { id: '1', timeoutMs: 5_000, action: { $case: 'withdraw', value: { service: 'x' } } },
+      value: {
+        id: '1',
+        timeoutMs: 5_000,
+        action: { $case: 'withdraw', value: { service: 'x', drainMs: 0, reason: 0 } },
+      },
     });
     await eventually('it still does what it is told', () => heard('result')[0]);
     expect(connections).toHaveLength(1);

@@ -26,7 +26,7 @@ class Host {
 
   static async start(): Promise<Host> {
     const port = await freePort();
-    const hosts = [{ host: 'host1', leaseAddress: `127.0.0.1:${port}` }];
+    const hosts = [{ host: 'host1', leaseAddress: `127.0.0.1:${port}`, maxRunning: 10, parked: 0, draining: false }];
     const gateway = await GatewayHarness.start(() => {}, { service: 'web', hosts }, { waitFor: false });
     const host = new Host(gateway, port);
     const onceThawed = (id: string): http.RequestListener => {

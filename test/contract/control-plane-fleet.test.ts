@@ -199,7 +199,7 @@ describe('gateways', () => {
     })().catch((error: unknown) => {
       seen.error = error;
     });
-    const hello = () => outgoing.push({ message: { $case: 'hello', value: { gateway: id } } });
+    const hello = () => outgoing.push({ message: { $case: 'hello', value: { gateway: id, table: '', version: 0 } } });
     const stop = async () => {
       abort.abort();
       await done;

@@ -19,6 +19,7 @@ const KEYS: Record<keyof typeof POOL_KEYS, [field: keyof ServiceConfig, first: n
     max_concurrency: ['maxConcurrency', 9, 10, 10],
     queue_timeout: ['queueTimeoutMs', 13, 14, 14_000],
     queue_limit: ['queueLimit', 15, 16, 16],
+    spread: ['spread', 19, 20, 20],
   };
 const keys = Object.keys(KEYS) as (keyof typeof POOL_KEYS)[];
 const yaml = (pick: 1 | 2) => keys.map((key) => `${key}: ${KEYS[key][pick]}\n`).join('');

@@ -58,6 +58,10 @@ export class FakeFleetAgent {
   #abort = new AbortController();
   #welcomed: Promise<void> = Promise.resolve();
   #done: Promise<void> = Promise.resolve();
+  /** What its agent made up at its first start. */
+  identity = 'fake';
+  /** Ports that it can still lease. */
+  portsFree = 1_000;
 
   constructor(address: string, name: string) {
     this.name = name;
@@ -74,7 +78,15 @@ export class FakeFleetAgent {
     const leaseAddress = `127.0.0.1:${7000 + this.name.length}`;
     this.say({
       $case: 'hello',
-      value: { host: this.name, agentVersion: 'fake', leaseAddress, fingerprint, cpus: 2, memoryTotal: 8 * 2 ** 30 },
+      value: {
+        host: this.name,
+        agentVersion: 'fake',
+        leaseAddress,
+        fingerprint,
+        cpus: 2,
+        memoryTotal: 8 * 2 ** 30,
+        identity: this.identity,
+      },
     });
     let welcome = () => {};
     let refuse = (_error: unknown) => {};
@@ -131,6 +143,7 @@ export class FakeFleetAgent {
       volumeServices: [...this.volumeServices],
       usage: this.usage,
       usageEpoch: this.usageEpoch,
+      portsFree: this.portsFree,
     };
     this.say({ $case: 'report', value });
   }
@@ -189,6 +202,7 @@ export class FakeFleetAgent {
   #usual(action: Action): Outcome {
     switch (action.$case) {
       case 'prepare':
+      case 'copy':
         return { $case: 'prepared', value: this.prepared(action.value) };
       case 'assign':
         this.assignments.set(action.value.config!.serviceName, action.value);
@@ -238,7 +252,7 @@ export class FakeFleetAgent {
   }
 
   /** A revision that was made, its checkpoint among those that are reported from now on. */
-  prepared({ config, revision }: PrepareRevision) {
+  prepared({ config, revision }: Pick<PrepareRevision, 'config' | 'revision'>) {
     const checkpoint: Checkpoint = {
       service: config!.serviceName,
       revision,

@@ -5,6 +5,7 @@ import { pino } from 'pino';
 import { runGateway } from '../../gateway/gateway.js';
 import {
   type Route,
+  type RouteHost,
   RoutingServiceDefinition,
   type WatchRoutesRequest,
   type WatchRoutesResponse,
@@ -80,7 +81,7 @@ export class GatewayHarness {
       maxConcurrency: 100,
       queueTimeoutMs: 5_000,
       queueLimit: 1_000,
-      hosts: [{ host: 'host1', leaseAddress: this.agent.address }],
+      hosts: [routeHost('host1', this.agent.address)],
       problem: undefined,
       ...changes,
     };
@@ -89,7 +90,7 @@ export class GatewayHarness {
   /** Makes this the route table. */
   setRoutes(routes: Route[]): void {
     this.routes = routes;
-    for (const watcher of this.#watchers) watcher.push({ routes });
+    for (const watcher of this.#watchers) watcher.push(wholeTable(routes));
   }
 
   async bootControlPlane(): Promise<void> {
@@ -236,7 +237,7 @@ export class GatewayHarness {
   async *#watch(requests: AsyncIterable<WatchRoutesRequest>, signal: AbortSignal): AsyncGenerator<WatchRoutesResponse> {
     const out = new PushStream<WatchRoutesResponse>('fake control plane');
     this.#watchers.add(out);
-    out.push({ routes: this.routes });
+    out.push(wholeTable(this.routes));
     signal.addEventListener('abort', () => out.end());
     const read = async () => {
       for await (const { message } of requests) {
@@ -261,4 +262,13 @@ export async function eventually(what: string, holds: () => boolean | Promise<bo
     if (performance.now() > until) throw new Error(`gave up after ${ms} ms; pending was: ${what}`);
     await delay(5);
   }
+}
+
+/** A host of a route, with room. */
+export function routeHost(host: string, leaseAddress: string): RouteHost {
+  return { host, leaseAddress, maxRunning: 10, parked: 0, draining: false };
+}
+
+function wholeTable(routes: Route[]): WatchRoutesResponse {
+  return { routes, table: '', version: 0, isChange: false, removed: [] };
 }

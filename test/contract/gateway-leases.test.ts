@@ -6,7 +6,7 @@ import { LINGER_MS } from '../../gateway/admission.js';
 import type { AskedLease } from './fake-agent.js';
 import { FakeAgent } from './fake-agent.js';
 import { freePort } from './free-port.js';
-import { eventually, GatewayHarness, type Got } from './gateway-harness.js';
+import { eventually, GatewayHarness, type Got, routeHost } from './gateway-harness.js';
 
 let harness: GatewayHarness;
 const others: FakeAgent[] = [];
@@ -744,10 +744,7 @@ describe('several hosts', () => {
     others.push(second);
     harness = await GatewayHarness.start(({ deny }) => deny('RESTORE_FAILED', 'not here'));
     const address = await harness.upstream(sayName('from the second'));
-    const hosts = [
-      { host: 'host1', leaseAddress: harness.agent.address },
-      { host: 'host2', leaseAddress: second.address },
-    ];
+    const hosts = [routeHost('host1', harness.agent.address), routeHost('host2', second.address)];
     harness.setRoutes([harness.route({ hosts })]);
     await eventually('both agents', () => second.hellos.length === 1);
     expect((await harness.ask()).body).toBe('from the second');

@@ -270,7 +270,7 @@ describe('the instances of a host', () => {
   it('of a new revision are parked in the number that an automatic pool wants', async () => {
     world.serve();
     await world.instances.wake('web');
-    const pool = { parked: 1, ready: 2, usefulness: 1 };
+    const pool = { parked: 1, ready: 2, usefulness: 1, maxRunning: 10, elsewhere: false };
     const next = { ...webRevision({ preStartPoolAuto: true }, 'r2'), pool };
     await world.instances.prepare(next);
     expect(world.instances.parked(next)).toHaveLength(1);
@@ -331,10 +331,10 @@ describe('the instances of a host', () => {
 
   it('are parked again when idle, as an automatic pool wants it', async () => {
     const assignment = world.serve({ idleTimeoutMs: 20, reuse: true });
-    assignment.pool = { parked: 1, ready: 1, usefulness: 4 };
+    assignment.pool = { parked: 1, ready: 1, usefulness: 4, maxRunning: 10, elsewhere: false };
     world.instances.release((await world.instances.acquire('web', [], 'g')).id);
     await until('it to be parked', () => world.states.includes('web-1 parked'));
-    assignment.pool = { parked: 0, ready: 0, usefulness: 0 };
+    assignment.pool = { parked: 0, ready: 0, usefulness: 0, maxRunning: 10, elsewhere: false };
     world.instances.release((await world.instances.acquire('web', [], 'g')).id);
     await until('it to go', () => world.states.includes('web-1 gone idle'));
     expect(world.starts).toBe(1);

@@ -13,6 +13,7 @@ import {
   Event,
   Host,
   Instance,
+  InstanceCounts,
   LogStream,
   logStreamFromJSON,
   logStreamToJSON,
@@ -88,10 +89,117 @@ export interface RemoveServiceRequest {
 export interface RemoveServiceResponse {
 }
 
+/** Goes back to an earlier revision. */
+export interface RollbackServiceRequest {
+  /** Service. */
+  serviceName: string;
+  /** Revision. Empty: the one that served before. */
+  revision: string;
+}
+
+/** It is the current one. */
+export interface RollbackServiceResponse {
+  /** The service now. */
+  service: Service | undefined;
+}
+
+/** Asks why a service is where it is. */
+export interface ExplainServiceRequest {
+  /** Service. */
+  serviceName: string;
+}
+
+/** Why. */
+export interface ExplainServiceResponse {
+  /** What holds for the service as a whole, a sentence each. */
+  reasons: string[];
+  /** Each host, those that serve it first. */
+  hosts: HostVerdict[];
+}
+
+/** Why a service is on a host, or is not. */
+export interface HostVerdict {
+  /** Host. */
+  host: string;
+  /** It is placed there. */
+  placed: boolean;
+  /** Why, a sentence each; for a host that was refused, all that speaks against it. */
+  reasons: string[];
+  /** Instances that it is to keep parked. */
+  parked: number;
+  /** Instances that it may run. */
+  maxRunning: number;
+}
+
+/** Cordons a host. */
+export interface CordonHostRequest {
+  /** Its name. */
+  host: string;
+}
+
+/** It is cordoned. */
+export interface CordonHostResponse {
+  /** The host now. */
+  host: Host | undefined;
+}
+
+/** Takes a cordon back. */
+export interface UncordonHostRequest {
+  /** Its name. */
+  host: string;
+}
+
+/** It is taken back. */
+export interface UncordonHostResponse {
+  /** The host now. */
+  host: Host | undefined;
+}
+
+/** Empties a host. */
+export interface DrainHostRequest {
+  /** Its name. */
+  host: string;
+  /** Bound on the wait, milliseconds. 0: 5 minutes. */
+  deadlineMs: number;
+  /**
+   * Services that can go nowhere else lose their place too, and at the deadline instances are removed as they are: requests
+   * in flight on them are cut.
+   */
+  force: boolean;
+}
+
+/** How far a drain is. */
+export interface DrainHostResponse {
+  /** Instances that are left. */
+  instances:
+    | InstanceCounts
+    | undefined;
+  /** Leases that are held on them. */
+  leases: number;
+  /** Services that it still serves. */
+  services: string[];
+  /** One line for people. */
+  message: string;
+  /** It is empty. The last message. */
+  done: boolean;
+}
+
+/** Forgets a host. */
+export interface RemoveHostRequest {
+  /** Its name. */
+  host: string;
+}
+
+/** It is forgotten. */
+export interface RemoveHostResponse {
+}
+
 /** Brings an instance up. */
 export interface WakeServiceRequest {
   /** Service. */
   serviceName: string;
+  /** On this host. Empty: on the one that requests are sent to first. */
+  host: string;
 }
 
 /** An instance is up. */
@@ -200,6 +308,8 @@ export interface GetCheckpointRequest {
   revision: string;
   /** Check every digest too. */
   verify: boolean;
+  /** Host that holds it. Empty: any. */
+  host: string;
 }
 
 /** One checkpoint. */
@@ -951,14 +1061,1097 @@ export const RemoveServiceResponse: MessageFns<RemoveServiceResponse> = {
   },
 };
 
-function createBaseWakeServiceRequest(): WakeServiceRequest {
+function createBaseRollbackServiceRequest(): RollbackServiceRequest {
+  return { serviceName: "", revision: "" };
+}
+
+export const RollbackServiceRequest: MessageFns<RollbackServiceRequest> = {
+  encode(message: RollbackServiceRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.serviceName !== "") {
+      writer.uint32(10).string(message.serviceName);
+    }
+    if (message.revision !== "") {
+      writer.uint32(18).string(message.revision);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RollbackServiceRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRollbackServiceRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.serviceName = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.revision = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RollbackServiceRequest {
+    return {
+      serviceName: isSet(object.serviceName)
+        ? globalThis.String(object.serviceName)
+        : isSet(object.service_name)
+        ? globalThis.String(object.service_name)
+        : "",
+      revision: isSet(object.revision) ? globalThis.String(object.revision) : "",
+    };
+  },
+
+  toJSON(message: RollbackServiceRequest): unknown {
+    const obj: any = {};
+    if (message.serviceName !== "") {
+      obj.serviceName = message.serviceName;
+    }
+    if (message.revision !== "") {
+      obj.revision = message.revision;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RollbackServiceRequest>): RollbackServiceRequest {
+    return RollbackServiceRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RollbackServiceRequest>): RollbackServiceRequest {
+    const message = createBaseRollbackServiceRequest();
+    message.serviceName = object.serviceName ?? "";
+    message.revision = object.revision ?? "";
+    return message;
+  },
+};
+
+function createBaseRollbackServiceResponse(): RollbackServiceResponse {
+  return { service: undefined };
+}
+
+export const RollbackServiceResponse: MessageFns<RollbackServiceResponse> = {
+  encode(message: RollbackServiceResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.service !== undefined) {
+      Service.encode(message.service, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RollbackServiceResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRollbackServiceResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.service = Service.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RollbackServiceResponse {
+    return { service: isSet(object.service) ? Service.fromJSON(object.service) : undefined };
+  },
+
+  toJSON(message: RollbackServiceResponse): unknown {
+    const obj: any = {};
+    if (message.service !== undefined) {
+      obj.service = Service.toJSON(message.service);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RollbackServiceResponse>): RollbackServiceResponse {
+    return RollbackServiceResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RollbackServiceResponse>): RollbackServiceResponse {
+    const message = createBaseRollbackServiceResponse();
+    message.service = (object.service !== undefined && object.service !== null)
+      ? Service.fromPartial(object.service)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseExplainServiceRequest(): ExplainServiceRequest {
   return { serviceName: "" };
+}
+
+export const ExplainServiceRequest: MessageFns<ExplainServiceRequest> = {
+  encode(message: ExplainServiceRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.serviceName !== "") {
+      writer.uint32(10).string(message.serviceName);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ExplainServiceRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseExplainServiceRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.serviceName = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ExplainServiceRequest {
+    return {
+      serviceName: isSet(object.serviceName)
+        ? globalThis.String(object.serviceName)
+        : isSet(object.service_name)
+        ? globalThis.String(object.service_name)
+        : "",
+    };
+  },
+
+  toJSON(message: ExplainServiceRequest): unknown {
+    const obj: any = {};
+    if (message.serviceName !== "") {
+      obj.serviceName = message.serviceName;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ExplainServiceRequest>): ExplainServiceRequest {
+    return ExplainServiceRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ExplainServiceRequest>): ExplainServiceRequest {
+    const message = createBaseExplainServiceRequest();
+    message.serviceName = object.serviceName ?? "";
+    return message;
+  },
+};
+
+function createBaseExplainServiceResponse(): ExplainServiceResponse {
+  return { reasons: [], hosts: [] };
+}
+
+export const ExplainServiceResponse: MessageFns<ExplainServiceResponse> = {
+  encode(message: ExplainServiceResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.reasons) {
+      writer.uint32(10).string(v!);
+    }
+    for (const v of message.hosts) {
+      HostVerdict.encode(v!, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ExplainServiceResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseExplainServiceResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.reasons.push(reader.string());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.hosts.push(HostVerdict.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ExplainServiceResponse {
+    return {
+      reasons: globalThis.Array.isArray(object?.reasons) ? object.reasons.map((e: any) => globalThis.String(e)) : [],
+      hosts: globalThis.Array.isArray(object?.hosts) ? object.hosts.map((e: any) => HostVerdict.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: ExplainServiceResponse): unknown {
+    const obj: any = {};
+    if (message.reasons?.length) {
+      obj.reasons = message.reasons;
+    }
+    if (message.hosts?.length) {
+      obj.hosts = message.hosts.map((e) => HostVerdict.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ExplainServiceResponse>): ExplainServiceResponse {
+    return ExplainServiceResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ExplainServiceResponse>): ExplainServiceResponse {
+    const message = createBaseExplainServiceResponse();
+    message.reasons = object.reasons?.map((e) => e) || [];
+    message.hosts = object.hosts?.map((e) => HostVerdict.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseHostVerdict(): HostVerdict {
+  return { host: "", placed: false, reasons: [], parked: 0, maxRunning: 0 };
+}
+
+export const HostVerdict: MessageFns<HostVerdict> = {
+  encode(message: HostVerdict, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.host !== "") {
+      writer.uint32(10).string(message.host);
+    }
+    if (message.placed !== false) {
+      writer.uint32(16).bool(message.placed);
+    }
+    for (const v of message.reasons) {
+      writer.uint32(26).string(v!);
+    }
+    if (message.parked !== 0) {
+      writer.uint32(32).uint32(message.parked);
+    }
+    if (message.maxRunning !== 0) {
+      writer.uint32(40).uint32(message.maxRunning);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): HostVerdict {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseHostVerdict();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.host = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.placed = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.reasons.push(reader.string());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.parked = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.maxRunning = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): HostVerdict {
+    return {
+      host: isSet(object.host) ? globalThis.String(object.host) : "",
+      placed: isSet(object.placed) ? globalThis.Boolean(object.placed) : false,
+      reasons: globalThis.Array.isArray(object?.reasons) ? object.reasons.map((e: any) => globalThis.String(e)) : [],
+      parked: isSet(object.parked) ? globalThis.Number(object.parked) : 0,
+      maxRunning: isSet(object.maxRunning)
+        ? globalThis.Number(object.maxRunning)
+        : isSet(object.max_running)
+        ? globalThis.Number(object.max_running)
+        : 0,
+    };
+  },
+
+  toJSON(message: HostVerdict): unknown {
+    const obj: any = {};
+    if (message.host !== "") {
+      obj.host = message.host;
+    }
+    if (message.placed !== false) {
+      obj.placed = message.placed;
+    }
+    if (message.reasons?.length) {
+      obj.reasons = message.reasons;
+    }
+    if (message.parked !== 0) {
+      obj.parked = Math.round(message.parked);
+    }
+    if (message.maxRunning !== 0) {
+      obj.maxRunning = Math.round(message.maxRunning);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<HostVerdict>): HostVerdict {
+    return HostVerdict.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<HostVerdict>): HostVerdict {
+    const message = createBaseHostVerdict();
+    message.host = object.host ?? "";
+    message.placed = object.placed ?? false;
+    message.reasons = object.reasons?.map((e) => e) || [];
+    message.parked = object.parked ?? 0;
+    message.maxRunning = object.maxRunning ?? 0;
+    return message;
+  },
+};
+
+function createBaseCordonHostRequest(): CordonHostRequest {
+  return { host: "" };
+}
+
+export const CordonHostRequest: MessageFns<CordonHostRequest> = {
+  encode(message: CordonHostRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.host !== "") {
+      writer.uint32(10).string(message.host);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CordonHostRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCordonHostRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.host = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): CordonHostRequest {
+    return { host: isSet(object.host) ? globalThis.String(object.host) : "" };
+  },
+
+  toJSON(message: CordonHostRequest): unknown {
+    const obj: any = {};
+    if (message.host !== "") {
+      obj.host = message.host;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<CordonHostRequest>): CordonHostRequest {
+    return CordonHostRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CordonHostRequest>): CordonHostRequest {
+    const message = createBaseCordonHostRequest();
+    message.host = object.host ?? "";
+    return message;
+  },
+};
+
+function createBaseCordonHostResponse(): CordonHostResponse {
+  return { host: undefined };
+}
+
+export const CordonHostResponse: MessageFns<CordonHostResponse> = {
+  encode(message: CordonHostResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.host !== undefined) {
+      Host.encode(message.host, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CordonHostResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCordonHostResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.host = Host.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): CordonHostResponse {
+    return { host: isSet(object.host) ? Host.fromJSON(object.host) : undefined };
+  },
+
+  toJSON(message: CordonHostResponse): unknown {
+    const obj: any = {};
+    if (message.host !== undefined) {
+      obj.host = Host.toJSON(message.host);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<CordonHostResponse>): CordonHostResponse {
+    return CordonHostResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CordonHostResponse>): CordonHostResponse {
+    const message = createBaseCordonHostResponse();
+    message.host = (object.host !== undefined && object.host !== null) ? Host.fromPartial(object.host) : undefined;
+    return message;
+  },
+};
+
+function createBaseUncordonHostRequest(): UncordonHostRequest {
+  return { host: "" };
+}
+
+export const UncordonHostRequest: MessageFns<UncordonHostRequest> = {
+  encode(message: UncordonHostRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.host !== "") {
+      writer.uint32(10).string(message.host);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): UncordonHostRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseUncordonHostRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.host = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): UncordonHostRequest {
+    return { host: isSet(object.host) ? globalThis.String(object.host) : "" };
+  },
+
+  toJSON(message: UncordonHostRequest): unknown {
+    const obj: any = {};
+    if (message.host !== "") {
+      obj.host = message.host;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<UncordonHostRequest>): UncordonHostRequest {
+    return UncordonHostRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<UncordonHostRequest>): UncordonHostRequest {
+    const message = createBaseUncordonHostRequest();
+    message.host = object.host ?? "";
+    return message;
+  },
+};
+
+function createBaseUncordonHostResponse(): UncordonHostResponse {
+  return { host: undefined };
+}
+
+export const UncordonHostResponse: MessageFns<UncordonHostResponse> = {
+  encode(message: UncordonHostResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.host !== undefined) {
+      Host.encode(message.host, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): UncordonHostResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseUncordonHostResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.host = Host.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): UncordonHostResponse {
+    return { host: isSet(object.host) ? Host.fromJSON(object.host) : undefined };
+  },
+
+  toJSON(message: UncordonHostResponse): unknown {
+    const obj: any = {};
+    if (message.host !== undefined) {
+      obj.host = Host.toJSON(message.host);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<UncordonHostResponse>): UncordonHostResponse {
+    return UncordonHostResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<UncordonHostResponse>): UncordonHostResponse {
+    const message = createBaseUncordonHostResponse();
+    message.host = (object.host !== undefined && object.host !== null) ? Host.fromPartial(object.host) : undefined;
+    return message;
+  },
+};
+
+function createBaseDrainHostRequest(): DrainHostRequest {
+  return { host: "", deadlineMs: 0, force: false };
+}
+
+export const DrainHostRequest: MessageFns<DrainHostRequest> = {
+  encode(message: DrainHostRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.host !== "") {
+      writer.uint32(10).string(message.host);
+    }
+    if (message.deadlineMs !== 0) {
+      writer.uint32(16).uint32(message.deadlineMs);
+    }
+    if (message.force !== false) {
+      writer.uint32(24).bool(message.force);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DrainHostRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDrainHostRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.host = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.deadlineMs = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.force = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): DrainHostRequest {
+    return {
+      host: isSet(object.host) ? globalThis.String(object.host) : "",
+      deadlineMs: isSet(object.deadlineMs)
+        ? globalThis.Number(object.deadlineMs)
+        : isSet(object.deadline_ms)
+        ? globalThis.Number(object.deadline_ms)
+        : 0,
+      force: isSet(object.force) ? globalThis.Boolean(object.force) : false,
+    };
+  },
+
+  toJSON(message: DrainHostRequest): unknown {
+    const obj: any = {};
+    if (message.host !== "") {
+      obj.host = message.host;
+    }
+    if (message.deadlineMs !== 0) {
+      obj.deadlineMs = Math.round(message.deadlineMs);
+    }
+    if (message.force !== false) {
+      obj.force = message.force;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<DrainHostRequest>): DrainHostRequest {
+    return DrainHostRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<DrainHostRequest>): DrainHostRequest {
+    const message = createBaseDrainHostRequest();
+    message.host = object.host ?? "";
+    message.deadlineMs = object.deadlineMs ?? 0;
+    message.force = object.force ?? false;
+    return message;
+  },
+};
+
+function createBaseDrainHostResponse(): DrainHostResponse {
+  return { instances: undefined, leases: 0, services: [], message: "", done: false };
+}
+
+export const DrainHostResponse: MessageFns<DrainHostResponse> = {
+  encode(message: DrainHostResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.instances !== undefined) {
+      InstanceCounts.encode(message.instances, writer.uint32(10).fork()).join();
+    }
+    if (message.leases !== 0) {
+      writer.uint32(16).uint32(message.leases);
+    }
+    for (const v of message.services) {
+      writer.uint32(26).string(v!);
+    }
+    if (message.message !== "") {
+      writer.uint32(34).string(message.message);
+    }
+    if (message.done !== false) {
+      writer.uint32(40).bool(message.done);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DrainHostResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDrainHostResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.instances = InstanceCounts.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.leases = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.services.push(reader.string());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.message = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.done = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): DrainHostResponse {
+    return {
+      instances: isSet(object.instances) ? InstanceCounts.fromJSON(object.instances) : undefined,
+      leases: isSet(object.leases) ? globalThis.Number(object.leases) : 0,
+      services: globalThis.Array.isArray(object?.services) ? object.services.map((e: any) => globalThis.String(e)) : [],
+      message: isSet(object.message) ? globalThis.String(object.message) : "",
+      done: isSet(object.done) ? globalThis.Boolean(object.done) : false,
+    };
+  },
+
+  toJSON(message: DrainHostResponse): unknown {
+    const obj: any = {};
+    if (message.instances !== undefined) {
+      obj.instances = InstanceCounts.toJSON(message.instances);
+    }
+    if (message.leases !== 0) {
+      obj.leases = Math.round(message.leases);
+    }
+    if (message.services?.length) {
+      obj.services = message.services;
+    }
+    if (message.message !== "") {
+      obj.message = message.message;
+    }
+    if (message.done !== false) {
+      obj.done = message.done;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<DrainHostResponse>): DrainHostResponse {
+    return DrainHostResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<DrainHostResponse>): DrainHostResponse {
+    const message = createBaseDrainHostResponse();
+    message.instances = (object.instances !== undefined && object.instances !== null)
+      ? InstanceCounts.fromPartial(object.instances)
+      : undefined;
+    message.leases = object.leases ?? 0;
+    message.services = object.services?.map((e) => e) || [];
+    message.message = object.message ?? "";
+    message.done = object.done ?? false;
+    return message;
+  },
+};
+
+function createBaseRemoveHostRequest(): RemoveHostRequest {
+  return { host: "" };
+}
+
+export const RemoveHostRequest: MessageFns<RemoveHostRequest> = {
+  encode(message: RemoveHostRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.host !== "") {
+      writer.uint32(10).string(message.host);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RemoveHostRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRemoveHostRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.host = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RemoveHostRequest {
+    return { host: isSet(object.host) ? globalThis.String(object.host) : "" };
+  },
+
+  toJSON(message: RemoveHostRequest): unknown {
+    const obj: any = {};
+    if (message.host !== "") {
+      obj.host = message.host;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RemoveHostRequest>): RemoveHostRequest {
+    return RemoveHostRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RemoveHostRequest>): RemoveHostRequest {
+    const message = createBaseRemoveHostRequest();
+    message.host = object.host ?? "";
+    return message;
+  },
+};
+
+function createBaseRemoveHostResponse(): RemoveHostResponse {
+  return {};
+}
+
+export const RemoveHostResponse: MessageFns<RemoveHostResponse> = {
+  encode(_: RemoveHostResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RemoveHostResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRemoveHostResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): RemoveHostResponse {
+    return {};
+  },
+
+  toJSON(_: RemoveHostResponse): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create(base?: DeepPartial<RemoveHostResponse>): RemoveHostResponse {
+    return RemoveHostResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<RemoveHostResponse>): RemoveHostResponse {
+    const message = createBaseRemoveHostResponse();
+    return message;
+  },
+};
+
+function createBaseWakeServiceRequest(): WakeServiceRequest {
+  return { serviceName: "", host: "" };
 }
 
 export const WakeServiceRequest: MessageFns<WakeServiceRequest> = {
   encode(message: WakeServiceRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.serviceName !== "") {
       writer.uint32(10).string(message.serviceName);
+    }
+    if (message.host !== "") {
+      writer.uint32(18).string(message.host);
     }
     return writer;
   },
@@ -984,6 +2177,14 @@ export const WakeServiceRequest: MessageFns<WakeServiceRequest> = {
             message.serviceName = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.host = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1003,6 +2204,7 @@ export const WakeServiceRequest: MessageFns<WakeServiceRequest> = {
         : isSet(object.service_name)
         ? globalThis.String(object.service_name)
         : "",
+      host: isSet(object.host) ? globalThis.String(object.host) : "",
     };
   },
 
@@ -1010,6 +2212,9 @@ export const WakeServiceRequest: MessageFns<WakeServiceRequest> = {
     const obj: any = {};
     if (message.serviceName !== "") {
       obj.serviceName = message.serviceName;
+    }
+    if (message.host !== "") {
+      obj.host = message.host;
     }
     return obj;
   },
@@ -1020,6 +2225,7 @@ export const WakeServiceRequest: MessageFns<WakeServiceRequest> = {
   fromPartial(object: DeepPartial<WakeServiceRequest>): WakeServiceRequest {
     const message = createBaseWakeServiceRequest();
     message.serviceName = object.serviceName ?? "";
+    message.host = object.host ?? "";
     return message;
   },
 };
@@ -2131,7 +3337,7 @@ export const ListCheckpointsResponse: MessageFns<ListCheckpointsResponse> = {
 };
 
 function createBaseGetCheckpointRequest(): GetCheckpointRequest {
-  return { serviceName: "", revision: "", verify: false };
+  return { serviceName: "", revision: "", verify: false, host: "" };
 }
 
 export const GetCheckpointRequest: MessageFns<GetCheckpointRequest> = {
@@ -2144,6 +3350,9 @@ export const GetCheckpointRequest: MessageFns<GetCheckpointRequest> = {
     }
     if (message.verify !== false) {
       writer.uint32(24).bool(message.verify);
+    }
+    if (message.host !== "") {
+      writer.uint32(34).string(message.host);
     }
     return writer;
   },
@@ -2185,6 +3394,14 @@ export const GetCheckpointRequest: MessageFns<GetCheckpointRequest> = {
             message.verify = reader.bool();
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.host = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2206,6 +3423,7 @@ export const GetCheckpointRequest: MessageFns<GetCheckpointRequest> = {
         : "",
       revision: isSet(object.revision) ? globalThis.String(object.revision) : "",
       verify: isSet(object.verify) ? globalThis.Boolean(object.verify) : false,
+      host: isSet(object.host) ? globalThis.String(object.host) : "",
     };
   },
 
@@ -2220,6 +3438,9 @@ export const GetCheckpointRequest: MessageFns<GetCheckpointRequest> = {
     if (message.verify !== false) {
       obj.verify = message.verify;
     }
+    if (message.host !== "") {
+      obj.host = message.host;
+    }
     return obj;
   },
 
@@ -2231,6 +3452,7 @@ export const GetCheckpointRequest: MessageFns<GetCheckpointRequest> = {
     message.serviceName = object.serviceName ?? "";
     message.revision = object.revision ?? "";
     message.verify = object.verify ?? false;
+    message.host = object.host ?? "";
     return message;
   },
 };
@@ -3204,6 +4426,28 @@ export const AdminServiceDefinition = {
       options: {},
     },
     /**
+     * Goes back to an earlier revision of a service, which is served at once where it is still held. It stays until the
+     * service is applied again with another content. Errors: NOT_FOUND (service, revision), FAILED_PRECONDITION (there is
+     * no earlier one, disabled).
+     */
+    rollbackService: {
+      name: "RollbackService",
+      requestType: RollbackServiceRequest as typeof RollbackServiceRequest,
+      requestStream: false,
+      responseType: RollbackServiceResponse as typeof RollbackServiceResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Why a service is where it is: for each host whether it is chosen, and the reasons. Errors: NOT_FOUND. */
+    explainService: {
+      name: "ExplainService",
+      requestType: ExplainServiceRequest as typeof ExplainServiceRequest,
+      requestStream: false,
+      responseType: ExplainServiceResponse as typeof ExplainServiceResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
      * Brings an instance of a service up without a request. Errors: NOT_FOUND, FAILED_PRECONDITION (not ready, disabled),
      * UNAVAILABLE (no host), RESOURCE_EXHAUSTED (pool or ports).
      */
@@ -3230,6 +4474,47 @@ export const AdminServiceDefinition = {
       requestType: ListHostsRequest as typeof ListHostsRequest,
       requestStream: false,
       responseType: ListHostsResponse as typeof ListHostsResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Gives a host no new services and no new copies from now on. What it serves it goes on serving. Errors: NOT_FOUND. */
+    cordonHost: {
+      name: "CordonHost",
+      requestType: CordonHostRequest as typeof CordonHostRequest,
+      requestStream: false,
+      responseType: CordonHostResponse as typeof CordonHostResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Takes a cordon, or a drain, back. Errors: NOT_FOUND. */
+    uncordonHost: {
+      name: "UncordonHost",
+      requestType: UncordonHostRequest as typeof UncordonHostRequest,
+      requestStream: false,
+      responseType: UncordonHostResponse as typeof UncordonHostResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Empties a host: it is cordoned, its services go to other hosts, and its instances end when no request needs them any
+     * more. It says how far it is and ends when the host is empty. The host stays cordoned. Errors: NOT_FOUND, UNAVAILABLE
+     * (not connected), FAILED_PRECONDITION (a service cannot go anywhere else, unless forced), DEADLINE_EXCEEDED (names
+     * what is left; nothing was cut, and the drain goes on).
+     */
+    drainHost: {
+      name: "DrainHost",
+      requestType: DrainHostRequest as typeof DrainHostRequest,
+      requestStream: false,
+      responseType: DrainHostResponse as typeof DrainHostResponse,
+      responseStream: true,
+      options: {},
+    },
+    /** Forgets a host that is not connected. Errors: NOT_FOUND, FAILED_PRECONDITION (connected). */
+    removeHost: {
+      name: "RemoveHost",
+      requestType: RemoveHostRequest as typeof RemoveHostRequest,
+      requestStream: false,
+      responseType: RemoveHostResponse as typeof RemoveHostResponse,
       responseStream: false,
       options: {},
     },
@@ -3375,6 +4660,20 @@ export interface AdminServiceImplementation<CallContextExt = {}> {
     context: CallContext & CallContextExt,
   ): Promise<DeepPartial<RemoveServiceResponse>>;
   /**
+   * Goes back to an earlier revision of a service, which is served at once where it is still held. It stays until the
+   * service is applied again with another content. Errors: NOT_FOUND (service, revision), FAILED_PRECONDITION (there is
+   * no earlier one, disabled).
+   */
+  rollbackService(
+    request: RollbackServiceRequest,
+    context: CallContext & CallContextExt,
+  ): Promise<DeepPartial<RollbackServiceResponse>>;
+  /** Why a service is where it is: for each host whether it is chosen, and the reasons. Errors: NOT_FOUND. */
+  explainService(
+    request: ExplainServiceRequest,
+    context: CallContext & CallContextExt,
+  ): Promise<DeepPartial<ExplainServiceResponse>>;
+  /**
    * Brings an instance of a service up without a request. Errors: NOT_FOUND, FAILED_PRECONDITION (not ready, disabled),
    * UNAVAILABLE (no host), RESOURCE_EXHAUSTED (pool or ports).
    */
@@ -3389,6 +4688,31 @@ export interface AdminServiceImplementation<CallContextExt = {}> {
   ): ServerStreamingMethodResult<DeepPartial<ReadLogsResponse>>;
   /** All hosts, by name. */
   listHosts(request: ListHostsRequest, context: CallContext & CallContextExt): Promise<DeepPartial<ListHostsResponse>>;
+  /** Gives a host no new services and no new copies from now on. What it serves it goes on serving. Errors: NOT_FOUND. */
+  cordonHost(
+    request: CordonHostRequest,
+    context: CallContext & CallContextExt,
+  ): Promise<DeepPartial<CordonHostResponse>>;
+  /** Takes a cordon, or a drain, back. Errors: NOT_FOUND. */
+  uncordonHost(
+    request: UncordonHostRequest,
+    context: CallContext & CallContextExt,
+  ): Promise<DeepPartial<UncordonHostResponse>>;
+  /**
+   * Empties a host: it is cordoned, its services go to other hosts, and its instances end when no request needs them any
+   * more. It says how far it is and ends when the host is empty. The host stays cordoned. Errors: NOT_FOUND, UNAVAILABLE
+   * (not connected), FAILED_PRECONDITION (a service cannot go anywhere else, unless forced), DEADLINE_EXCEEDED (names
+   * what is left; nothing was cut, and the drain goes on).
+   */
+  drainHost(
+    request: DrainHostRequest,
+    context: CallContext & CallContextExt,
+  ): ServerStreamingMethodResult<DeepPartial<DrainHostResponse>>;
+  /** Forgets a host that is not connected. Errors: NOT_FOUND, FAILED_PRECONDITION (connected). */
+  removeHost(
+    request: RemoveHostRequest,
+    context: CallContext & CallContextExt,
+  ): Promise<DeepPartial<RemoveHostResponse>>;
   /** All instances, by service and age. */
   listInstances(
     request: ListInstancesRequest,
@@ -3483,6 +4807,20 @@ export interface AdminServiceClient<CallOptionsExt = {}> {
     options?: CallOptions & CallOptionsExt,
   ): Promise<RemoveServiceResponse>;
   /**
+   * Goes back to an earlier revision of a service, which is served at once where it is still held. It stays until the
+   * service is applied again with another content. Errors: NOT_FOUND (service, revision), FAILED_PRECONDITION (there is
+   * no earlier one, disabled).
+   */
+  rollbackService(
+    request: DeepPartial<RollbackServiceRequest>,
+    options?: CallOptions & CallOptionsExt,
+  ): Promise<RollbackServiceResponse>;
+  /** Why a service is where it is: for each host whether it is chosen, and the reasons. Errors: NOT_FOUND. */
+  explainService(
+    request: DeepPartial<ExplainServiceRequest>,
+    options?: CallOptions & CallOptionsExt,
+  ): Promise<ExplainServiceResponse>;
+  /**
    * Brings an instance of a service up without a request. Errors: NOT_FOUND, FAILED_PRECONDITION (not ready, disabled),
    * UNAVAILABLE (no host), RESOURCE_EXHAUSTED (pool or ports).
    */
@@ -3497,6 +4835,31 @@ export interface AdminServiceClient<CallOptionsExt = {}> {
   ): AsyncIterable<ReadLogsResponse>;
   /** All hosts, by name. */
   listHosts(request: DeepPartial<ListHostsRequest>, options?: CallOptions & CallOptionsExt): Promise<ListHostsResponse>;
+  /** Gives a host no new services and no new copies from now on. What it serves it goes on serving. Errors: NOT_FOUND. */
+  cordonHost(
+    request: DeepPartial<CordonHostRequest>,
+    options?: CallOptions & CallOptionsExt,
+  ): Promise<CordonHostResponse>;
+  /** Takes a cordon, or a drain, back. Errors: NOT_FOUND. */
+  uncordonHost(
+    request: DeepPartial<UncordonHostRequest>,
+    options?: CallOptions & CallOptionsExt,
+  ): Promise<UncordonHostResponse>;
+  /**
+   * Empties a host: it is cordoned, its services go to other hosts, and its instances end when no request needs them any
+   * more. It says how far it is and ends when the host is empty. The host stays cordoned. Errors: NOT_FOUND, UNAVAILABLE
+   * (not connected), FAILED_PRECONDITION (a service cannot go anywhere else, unless forced), DEADLINE_EXCEEDED (names
+   * what is left; nothing was cut, and the drain goes on).
+   */
+  drainHost(
+    request: DeepPartial<DrainHostRequest>,
+    options?: CallOptions & CallOptionsExt,
+  ): AsyncIterable<DrainHostResponse>;
+  /** Forgets a host that is not connected. Errors: NOT_FOUND, FAILED_PRECONDITION (connected). */
+  removeHost(
+    request: DeepPartial<RemoveHostRequest>,
+    options?: CallOptions & CallOptionsExt,
+  ): Promise<RemoveHostResponse>;
   /** All instances, by service and age. */
   listInstances(
     request: DeepPartial<ListInstancesRequest>,

@@ -192,7 +192,10 @@ export interface Granted {
 export interface Denied {
   /** Request id of the acquire. */
   requestId: number;
-  /** Why. Code EXHAUSTED: `max_pool_size` instances are busy, ask again when a slot is free. */
+  /**
+   * Why. Code EXHAUSTED: `max_pool_size` instances are busy, ask again when a slot is free. Code ELSEWHERE: this host's
+   * share of them is, and other hosts have shares too: ask those, and this one when a slot is free.
+   */
   problem:
     | Problem
     | undefined;

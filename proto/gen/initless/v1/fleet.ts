@@ -13,6 +13,9 @@ import {
   EngineStatus,
   Event,
   Fingerprint,
+  GoneReason,
+  goneReasonFromJSON,
+  goneReasonToJSON,
   Instance,
   LogStream,
   logStreamFromJSON,
@@ -48,7 +51,14 @@ export interface ConnectRequest {
     | //
     /** A piece of a log that a command asked for. */
     { $case: "log"; value: LogPiece }
+    | //
+    /** Nothing but that it is there. The control plane sends it back. */
+    { $case: "heartbeat"; value: Heartbeat }
     | undefined;
+}
+
+/** A sign of life. */
+export interface Heartbeat {
 }
 
 /** From the control plane to an agent. */
@@ -67,6 +77,9 @@ export interface ConnectResponse {
     | //
     /** Settings that hold for the whole host from now on, in place of those of the welcome. */
     { $case: "settings"; value: HostSettings }
+    | //
+    /** The answer to a heartbeat. */
+    { $case: "heartbeat"; value: Heartbeat }
     | undefined;
 }
 
@@ -86,6 +99,8 @@ export interface AgentHello {
   cpus: number;
   /** Memory in all, bytes. */
   memoryTotal: number;
+  /** Random, made at the first start and kept with the host's files. */
+  identity: string;
 }
 
 /** The control plane took the agent in. */
@@ -104,6 +119,10 @@ export interface HostSettings {
   checkpointDir: string;
   /** Removals of instances at a time. */
   recycleWorkers: number;
+  /** Bytes per second at which revisions are sent to other hosts, all copies together. 0: as fast as it goes. */
+  copyRate: number;
+  /** Lease addresses of the other hosts, "ADDRESS:PORT": instances can open no connection to them. */
+  agents: string[];
 }
 
 /** All that is on a host. */
@@ -126,6 +145,8 @@ export interface HostReport {
   usage: ServiceUsage[];
   /** Differs from one run of the agent to the next: counts of two runs have nothing to do with each other. */
   usageEpoch: string;
+  /** Ports that can still be leased to instances. */
+  portsFree: number;
 }
 
 /** What was asked of a service on a host. Counts only grow, so that a report which is lost or comes twice does no harm. */
@@ -196,6 +217,9 @@ export interface Command {
     | //
     /** Remove a service's checkpoints and image tags from the host. */
     { $case: "deleteRevisions"; value: DeleteRevisions }
+    | //
+    /** Get a revision's image and checkpoint from another host. Result: prepared. */
+    { $case: "copy"; value: CopyRevision }
     | undefined;
 }
 
@@ -250,6 +274,33 @@ export interface PrepareRevision {
   force: boolean;
 }
 
+/**
+ * Get a revision from hosts that have it, agent to agent. Where a usable checkpoint of it is there already, it is used. A
+ * checkpoint that does not fit this machine is not copied: the image is, and a checkpoint is made of it here.
+ */
+export interface CopyRevision {
+  /** Configuration. */
+  config:
+    | ServiceConfig
+    | undefined;
+  /** Id of the revision. */
+  revision: string;
+  /** Image, "sha256:...". */
+  imageId: string;
+  /** Where to get it, tried in this order. */
+  sources: CopySource[];
+  /** The revision has no checkpoint anywhere, since it cannot be checkpointed: the image is enough. */
+  imageOnly: boolean;
+}
+
+/** A host that has a revision. */
+export interface CopySource {
+  /** Host name. */
+  host: string;
+  /** Its agent, "ADDRESS:PORT". */
+  address: string;
+}
+
 /** What came of it. */
 export interface PreparedRevision {
   /** Image id, "sha256:...". */
@@ -272,24 +323,41 @@ export interface ServiceAssignment {
   revision: string;
   /** Its image, "sha256:...". */
   imageId: string;
-  /** What to keep parked where `pre_start_pool_auto` is set. Unset: as many as `pre_start_pool_size` says. */
+  /** This host's share of the service's pool. Unset: it is the only one, and what the configuration says is all its own. */
   pool: PoolShare | undefined;
 }
 
-/** What a host is to keep parked of a service whose pool follows its use. It stands while the control plane is away. */
+/**
+ * One host's share of a service's pool. The shares of all hosts sum to the pool's targets, and stand while the control plane
+ * is away. An acquire beyond the share is denied with the code ELSEWHERE where other hosts have shares too.
+ */
 export interface PoolShare {
   /** Instances kept parked at most. */
   parked: number;
   /** Instances parked and running together; while so many run, none is kept parked beside them. */
   ready: number;
-  /** How likely they are to be needed soon, from 0 (not) to 4 (very): under memory pressure the least likely go first. */
+  /**
+   * How likely they are to be needed soon, from 0 (not) to 4 (very): under memory pressure the least likely go first. Of a
+   * pool of a configured size: 4.
+   */
   usefulness: number;
+  /** Instances that may run at a time. 0: none, requests go elsewhere. */
+  maxRunning: number;
+  /** Other hosts serve the service too. */
+  elsewhere: boolean;
 }
 
 /** Stop serving a service. */
 export interface WithdrawService {
   /** Its name. */
   service: string;
+  /**
+   * Instances that hold leases go on until those are given back, for this long at most, in milliseconds. 0: as after any
+   * change of what is served.
+   */
+  drainMs: number;
+  /** Why its instances end. Unspecified: superseded. */
+  reason: GoneReason;
 }
 
 /** Bring an instance up. */
@@ -407,6 +475,9 @@ export const ConnectRequest: MessageFns<ConnectRequest> = {
       case "log":
         LogPiece.encode(message.message.value, writer.uint32(50).fork()).join();
         break;
+      case "heartbeat":
+        Heartbeat.encode(message.message.value, writer.uint32(58).fork()).join();
+        break;
     }
     return writer;
   },
@@ -472,6 +543,14 @@ export const ConnectRequest: MessageFns<ConnectRequest> = {
             message.message = { $case: "log", value: LogPiece.decode(reader, reader.uint32()) };
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.message = { $case: "heartbeat", value: Heartbeat.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -500,6 +579,8 @@ export const ConnectRequest: MessageFns<ConnectRequest> = {
         ? { $case: "result", value: CommandResult.fromJSON(object.result) }
         : isSet(object.log)
         ? { $case: "log", value: LogPiece.fromJSON(object.log) }
+        : isSet(object.heartbeat)
+        ? { $case: "heartbeat", value: Heartbeat.fromJSON(object.heartbeat) }
         : undefined,
     };
   },
@@ -518,6 +599,8 @@ export const ConnectRequest: MessageFns<ConnectRequest> = {
       obj.result = CommandResult.toJSON(message.message.value);
     } else if (message.message?.$case === "log") {
       obj.log = LogPiece.toJSON(message.message.value);
+    } else if (message.message?.$case === "heartbeat") {
+      obj.heartbeat = Heartbeat.toJSON(message.message.value);
     }
     return obj;
   },
@@ -564,7 +647,65 @@ export const ConnectRequest: MessageFns<ConnectRequest> = {
         }
         break;
       }
+      case "heartbeat": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "heartbeat", value: Heartbeat.fromPartial(object.message.value) };
+        }
+        break;
+      }
     }
+    return message;
+  },
+};
+
+function createBaseHeartbeat(): Heartbeat {
+  return {};
+}
+
+export const Heartbeat: MessageFns<Heartbeat> = {
+  encode(_: Heartbeat, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Heartbeat {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseHeartbeat();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): Heartbeat {
+    return {};
+  },
+
+  toJSON(_: Heartbeat): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create(base?: DeepPartial<Heartbeat>): Heartbeat {
+    return Heartbeat.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<Heartbeat>): Heartbeat {
+    const message = createBaseHeartbeat();
     return message;
   },
 };
@@ -587,6 +728,9 @@ export const ConnectResponse: MessageFns<ConnectResponse> = {
         break;
       case "settings":
         HostSettings.encode(message.message.value, writer.uint32(34).fork()).join();
+        break;
+      case "heartbeat":
+        Heartbeat.encode(message.message.value, writer.uint32(42).fork()).join();
         break;
     }
     return writer;
@@ -637,6 +781,14 @@ export const ConnectResponse: MessageFns<ConnectResponse> = {
             message.message = { $case: "settings", value: HostSettings.decode(reader, reader.uint32()) };
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.message = { $case: "heartbeat", value: Heartbeat.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -659,6 +811,8 @@ export const ConnectResponse: MessageFns<ConnectResponse> = {
         ? { $case: "cancel", value: CancelCommand.fromJSON(object.cancel) }
         : isSet(object.settings)
         ? { $case: "settings", value: HostSettings.fromJSON(object.settings) }
+        : isSet(object.heartbeat)
+        ? { $case: "heartbeat", value: Heartbeat.fromJSON(object.heartbeat) }
         : undefined,
     };
   },
@@ -673,6 +827,8 @@ export const ConnectResponse: MessageFns<ConnectResponse> = {
       obj.cancel = CancelCommand.toJSON(message.message.value);
     } else if (message.message?.$case === "settings") {
       obj.settings = HostSettings.toJSON(message.message.value);
+    } else if (message.message?.$case === "heartbeat") {
+      obj.heartbeat = Heartbeat.toJSON(message.message.value);
     }
     return obj;
   },
@@ -707,13 +863,27 @@ export const ConnectResponse: MessageFns<ConnectResponse> = {
         }
         break;
       }
+      case "heartbeat": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "heartbeat", value: Heartbeat.fromPartial(object.message.value) };
+        }
+        break;
+      }
     }
     return message;
   },
 };
 
 function createBaseAgentHello(): AgentHello {
-  return { host: "", agentVersion: "", leaseAddress: "", fingerprint: undefined, cpus: 0, memoryTotal: 0 };
+  return {
+    host: "",
+    agentVersion: "",
+    leaseAddress: "",
+    fingerprint: undefined,
+    cpus: 0,
+    memoryTotal: 0,
+    identity: "",
+  };
 }
 
 export const AgentHello: MessageFns<AgentHello> = {
@@ -735,6 +905,9 @@ export const AgentHello: MessageFns<AgentHello> = {
     }
     if (message.memoryTotal !== 0) {
       writer.uint32(48).uint64(message.memoryTotal);
+    }
+    if (message.identity !== "") {
+      writer.uint32(58).string(message.identity);
     }
     return writer;
   },
@@ -800,6 +973,14 @@ export const AgentHello: MessageFns<AgentHello> = {
             message.memoryTotal = longToNumber(reader.uint64());
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.identity = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -832,6 +1013,7 @@ export const AgentHello: MessageFns<AgentHello> = {
         : isSet(object.memory_total)
         ? globalThis.Number(object.memory_total)
         : 0,
+      identity: isSet(object.identity) ? globalThis.String(object.identity) : "",
     };
   },
 
@@ -855,6 +1037,9 @@ export const AgentHello: MessageFns<AgentHello> = {
     if (message.memoryTotal !== 0) {
       obj.memoryTotal = Math.round(message.memoryTotal);
     }
+    if (message.identity !== "") {
+      obj.identity = message.identity;
+    }
     return obj;
   },
 
@@ -871,6 +1056,7 @@ export const AgentHello: MessageFns<AgentHello> = {
       : undefined;
     message.cpus = object.cpus ?? 0;
     message.memoryTotal = object.memoryTotal ?? 0;
+    message.identity = object.identity ?? "";
     return message;
   },
 };
@@ -945,7 +1131,7 @@ export const AgentWelcome: MessageFns<AgentWelcome> = {
 };
 
 function createBaseHostSettings(): HostSettings {
-  return { reservedPortFirst: 0, reservedPortLast: 0, checkpointDir: "", recycleWorkers: 0 };
+  return { reservedPortFirst: 0, reservedPortLast: 0, checkpointDir: "", recycleWorkers: 0, copyRate: 0, agents: [] };
 }
 
 export const HostSettings: MessageFns<HostSettings> = {
@@ -961,6 +1147,12 @@ export const HostSettings: MessageFns<HostSettings> = {
     }
     if (message.recycleWorkers !== 0) {
       writer.uint32(32).uint32(message.recycleWorkers);
+    }
+    if (message.copyRate !== 0) {
+      writer.uint32(40).uint64(message.copyRate);
+    }
+    for (const v of message.agents) {
+      writer.uint32(50).string(v!);
     }
     return writer;
   },
@@ -1010,6 +1202,22 @@ export const HostSettings: MessageFns<HostSettings> = {
             message.recycleWorkers = reader.uint32();
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.copyRate = longToNumber(reader.uint64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.agents.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1044,6 +1252,14 @@ export const HostSettings: MessageFns<HostSettings> = {
         : isSet(object.recycle_workers)
         ? globalThis.Number(object.recycle_workers)
         : 0,
+      copyRate: isSet(object.copyRate)
+        ? globalThis.Number(object.copyRate)
+        : isSet(object.copy_rate)
+        ? globalThis.Number(object.copy_rate)
+        : 0,
+      agents: globalThis.Array.isArray(object?.agents)
+        ? object.agents.map((e: any) => globalThis.String(e))
+        : [],
     };
   },
 
@@ -1061,6 +1277,12 @@ export const HostSettings: MessageFns<HostSettings> = {
     if (message.recycleWorkers !== 0) {
       obj.recycleWorkers = Math.round(message.recycleWorkers);
     }
+    if (message.copyRate !== 0) {
+      obj.copyRate = Math.round(message.copyRate);
+    }
+    if (message.agents?.length) {
+      obj.agents = message.agents;
+    }
     return obj;
   },
 
@@ -1073,6 +1295,8 @@ export const HostSettings: MessageFns<HostSettings> = {
     message.reservedPortLast = object.reservedPortLast ?? 0;
     message.checkpointDir = object.checkpointDir ?? "";
     message.recycleWorkers = object.recycleWorkers ?? 0;
+    message.copyRate = object.copyRate ?? 0;
+    message.agents = object.agents?.map((e) => e) || [];
     return message;
   },
 };
@@ -1087,6 +1311,7 @@ function createBaseHostReport(): HostReport {
     volumeServices: [],
     usage: [],
     usageEpoch: "",
+    portsFree: 0,
   };
 }
 
@@ -1115,6 +1340,9 @@ export const HostReport: MessageFns<HostReport> = {
     }
     if (message.usageEpoch !== "") {
       writer.uint32(66).string(message.usageEpoch);
+    }
+    if (message.portsFree !== 0) {
+      writer.uint32(72).uint32(message.portsFree);
     }
     return writer;
   },
@@ -1196,6 +1424,14 @@ export const HostReport: MessageFns<HostReport> = {
             message.usageEpoch = reader.string();
             continue;
           }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.portsFree = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1236,6 +1472,11 @@ export const HostReport: MessageFns<HostReport> = {
         : isSet(object.usage_epoch)
         ? globalThis.String(object.usage_epoch)
         : "",
+      portsFree: isSet(object.portsFree)
+        ? globalThis.Number(object.portsFree)
+        : isSet(object.ports_free)
+        ? globalThis.Number(object.ports_free)
+        : 0,
     };
   },
 
@@ -1265,6 +1506,9 @@ export const HostReport: MessageFns<HostReport> = {
     if (message.usageEpoch !== "") {
       obj.usageEpoch = message.usageEpoch;
     }
+    if (message.portsFree !== 0) {
+      obj.portsFree = Math.round(message.portsFree);
+    }
     return obj;
   },
 
@@ -1283,6 +1527,7 @@ export const HostReport: MessageFns<HostReport> = {
     message.volumeServices = object.volumeServices?.map((e) => e) || [];
     message.usage = object.usage?.map((e) => ServiceUsage.fromPartial(e)) || [];
     message.usageEpoch = object.usageEpoch ?? "";
+    message.portsFree = object.portsFree ?? 0;
     return message;
   },
 };
@@ -1585,6 +1830,9 @@ export const Command: MessageFns<Command> = {
       case "deleteRevisions":
         DeleteRevisions.encode(message.action.value, writer.uint32(106).fork()).join();
         break;
+      case "copy":
+        CopyRevision.encode(message.action.value, writer.uint32(114).fork()).join();
+        break;
     }
     return writer;
   },
@@ -1706,6 +1954,14 @@ export const Command: MessageFns<Command> = {
             message.action = { $case: "deleteRevisions", value: DeleteRevisions.decode(reader, reader.uint32()) };
             continue;
           }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.action = { $case: "copy", value: CopyRevision.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1754,6 +2010,8 @@ export const Command: MessageFns<Command> = {
         ? { $case: "deleteRevisions", value: DeleteRevisions.fromJSON(object.deleteRevisions) }
         : isSet(object.delete_revisions)
         ? { $case: "deleteRevisions", value: DeleteRevisions.fromJSON(object.delete_revisions) }
+        : isSet(object.copy)
+        ? { $case: "copy", value: CopyRevision.fromJSON(object.copy) }
         : undefined,
     };
   },
@@ -1788,6 +2046,8 @@ export const Command: MessageFns<Command> = {
       obj.inspectCheckpoint = InspectCheckpoint.toJSON(message.action.value);
     } else if (message.action?.$case === "deleteRevisions") {
       obj.deleteRevisions = DeleteRevisions.toJSON(message.action.value);
+    } else if (message.action?.$case === "copy") {
+      obj.copy = CopyRevision.toJSON(message.action.value);
     }
     return obj;
   },
@@ -1863,6 +2123,12 @@ export const Command: MessageFns<Command> = {
       case "deleteRevisions": {
         if (object.action?.value !== undefined && object.action?.value !== null) {
           message.action = { $case: "deleteRevisions", value: DeleteRevisions.fromPartial(object.action.value) };
+        }
+        break;
+      }
+      case "copy": {
+        if (object.action?.value !== undefined && object.action?.value !== null) {
+          message.action = { $case: "copy", value: CopyRevision.fromPartial(object.action.value) };
         }
         break;
       }
@@ -2314,6 +2580,234 @@ export const PrepareRevision: MessageFns<PrepareRevision> = {
   },
 };
 
+function createBaseCopyRevision(): CopyRevision {
+  return { config: undefined, revision: "", imageId: "", sources: [], imageOnly: false };
+}
+
+export const CopyRevision: MessageFns<CopyRevision> = {
+  encode(message: CopyRevision, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.config !== undefined) {
+      ServiceConfig.encode(message.config, writer.uint32(10).fork()).join();
+    }
+    if (message.revision !== "") {
+      writer.uint32(18).string(message.revision);
+    }
+    if (message.imageId !== "") {
+      writer.uint32(26).string(message.imageId);
+    }
+    for (const v of message.sources) {
+      CopySource.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.imageOnly !== false) {
+      writer.uint32(40).bool(message.imageOnly);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CopyRevision {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCopyRevision();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.config = ServiceConfig.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.revision = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.imageId = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.sources.push(CopySource.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.imageOnly = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): CopyRevision {
+    return {
+      config: isSet(object.config) ? ServiceConfig.fromJSON(object.config) : undefined,
+      revision: isSet(object.revision) ? globalThis.String(object.revision) : "",
+      imageId: isSet(object.imageId)
+        ? globalThis.String(object.imageId)
+        : isSet(object.image_id)
+        ? globalThis.String(object.image_id)
+        : "",
+      sources: globalThis.Array.isArray(object?.sources) ? object.sources.map((e: any) => CopySource.fromJSON(e)) : [],
+      imageOnly: isSet(object.imageOnly)
+        ? globalThis.Boolean(object.imageOnly)
+        : isSet(object.image_only)
+        ? globalThis.Boolean(object.image_only)
+        : false,
+    };
+  },
+
+  toJSON(message: CopyRevision): unknown {
+    const obj: any = {};
+    if (message.config !== undefined) {
+      obj.config = ServiceConfig.toJSON(message.config);
+    }
+    if (message.revision !== "") {
+      obj.revision = message.revision;
+    }
+    if (message.imageId !== "") {
+      obj.imageId = message.imageId;
+    }
+    if (message.sources?.length) {
+      obj.sources = message.sources.map((e) => CopySource.toJSON(e));
+    }
+    if (message.imageOnly !== false) {
+      obj.imageOnly = message.imageOnly;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<CopyRevision>): CopyRevision {
+    return CopyRevision.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CopyRevision>): CopyRevision {
+    const message = createBaseCopyRevision();
+    message.config = (object.config !== undefined && object.config !== null)
+      ? ServiceConfig.fromPartial(object.config)
+      : undefined;
+    message.revision = object.revision ?? "";
+    message.imageId = object.imageId ?? "";
+    message.sources = object.sources?.map((e) => CopySource.fromPartial(e)) || [];
+    message.imageOnly = object.imageOnly ?? false;
+    return message;
+  },
+};
+
+function createBaseCopySource(): CopySource {
+  return { host: "", address: "" };
+}
+
+export const CopySource: MessageFns<CopySource> = {
+  encode(message: CopySource, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.host !== "") {
+      writer.uint32(10).string(message.host);
+    }
+    if (message.address !== "") {
+      writer.uint32(18).string(message.address);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CopySource {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCopySource();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.host = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.address = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): CopySource {
+    return {
+      host: isSet(object.host) ? globalThis.String(object.host) : "",
+      address: isSet(object.address) ? globalThis.String(object.address) : "",
+    };
+  },
+
+  toJSON(message: CopySource): unknown {
+    const obj: any = {};
+    if (message.host !== "") {
+      obj.host = message.host;
+    }
+    if (message.address !== "") {
+      obj.address = message.address;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<CopySource>): CopySource {
+    return CopySource.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CopySource>): CopySource {
+    const message = createBaseCopySource();
+    message.host = object.host ?? "";
+    message.address = object.address ?? "";
+    return message;
+  },
+};
+
 function createBasePreparedRevision(): PreparedRevision {
   return { imageId: "", checkpoint: undefined, problem: undefined };
 }
@@ -2547,7 +3041,7 @@ export const ServiceAssignment: MessageFns<ServiceAssignment> = {
 };
 
 function createBasePoolShare(): PoolShare {
-  return { parked: 0, ready: 0, usefulness: 0 };
+  return { parked: 0, ready: 0, usefulness: 0, maxRunning: 0, elsewhere: false };
 }
 
 export const PoolShare: MessageFns<PoolShare> = {
@@ -2560,6 +3054,12 @@ export const PoolShare: MessageFns<PoolShare> = {
     }
     if (message.usefulness !== 0) {
       writer.uint32(24).uint32(message.usefulness);
+    }
+    if (message.maxRunning !== 0) {
+      writer.uint32(32).uint32(message.maxRunning);
+    }
+    if (message.elsewhere !== false) {
+      writer.uint32(40).bool(message.elsewhere);
     }
     return writer;
   },
@@ -2601,6 +3101,22 @@ export const PoolShare: MessageFns<PoolShare> = {
             message.usefulness = reader.uint32();
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.maxRunning = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.elsewhere = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2618,6 +3134,12 @@ export const PoolShare: MessageFns<PoolShare> = {
       parked: isSet(object.parked) ? globalThis.Number(object.parked) : 0,
       ready: isSet(object.ready) ? globalThis.Number(object.ready) : 0,
       usefulness: isSet(object.usefulness) ? globalThis.Number(object.usefulness) : 0,
+      maxRunning: isSet(object.maxRunning)
+        ? globalThis.Number(object.maxRunning)
+        : isSet(object.max_running)
+        ? globalThis.Number(object.max_running)
+        : 0,
+      elsewhere: isSet(object.elsewhere) ? globalThis.Boolean(object.elsewhere) : false,
     };
   },
 
@@ -2632,6 +3154,12 @@ export const PoolShare: MessageFns<PoolShare> = {
     if (message.usefulness !== 0) {
       obj.usefulness = Math.round(message.usefulness);
     }
+    if (message.maxRunning !== 0) {
+      obj.maxRunning = Math.round(message.maxRunning);
+    }
+    if (message.elsewhere !== false) {
+      obj.elsewhere = message.elsewhere;
+    }
     return obj;
   },
 
@@ -2643,18 +3171,26 @@ export const PoolShare: MessageFns<PoolShare> = {
     message.parked = object.parked ?? 0;
     message.ready = object.ready ?? 0;
     message.usefulness = object.usefulness ?? 0;
+    message.maxRunning = object.maxRunning ?? 0;
+    message.elsewhere = object.elsewhere ?? false;
     return message;
   },
 };
 
 function createBaseWithdrawService(): WithdrawService {
-  return { service: "" };
+  return { service: "", drainMs: 0, reason: 0 };
 }
 
 export const WithdrawService: MessageFns<WithdrawService> = {
   encode(message: WithdrawService, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.service !== "") {
       writer.uint32(10).string(message.service);
+    }
+    if (message.drainMs !== 0) {
+      writer.uint32(16).uint64(message.drainMs);
+    }
+    if (message.reason !== 0) {
+      writer.uint32(24).int32(message.reason);
     }
     return writer;
   },
@@ -2680,6 +3216,22 @@ export const WithdrawService: MessageFns<WithdrawService> = {
             message.service = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.drainMs = longToNumber(reader.uint64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.reason = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2693,13 +3245,27 @@ export const WithdrawService: MessageFns<WithdrawService> = {
   },
 
   fromJSON(object: any): WithdrawService {
-    return { service: isSet(object.service) ? globalThis.String(object.service) : "" };
+    return {
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+      drainMs: isSet(object.drainMs)
+        ? globalThis.Number(object.drainMs)
+        : isSet(object.drain_ms)
+        ? globalThis.Number(object.drain_ms)
+        : 0,
+      reason: isSet(object.reason) ? goneReasonFromJSON(object.reason) : 0,
+    };
   },
 
   toJSON(message: WithdrawService): unknown {
     const obj: any = {};
     if (message.service !== "") {
       obj.service = message.service;
+    }
+    if (message.drainMs !== 0) {
+      obj.drainMs = Math.round(message.drainMs);
+    }
+    if (message.reason !== 0) {
+      obj.reason = goneReasonToJSON(message.reason);
     }
     return obj;
   },
@@ -2710,6 +3276,8 @@ export const WithdrawService: MessageFns<WithdrawService> = {
   fromPartial(object: DeepPartial<WithdrawService>): WithdrawService {
     const message = createBaseWithdrawService();
     message.service = object.service ?? "";
+    message.drainMs = object.drainMs ?? 0;
+    message.reason = object.reason ?? 0;
     return message;
   },
 };
@@ -3667,6 +4235,9 @@ export const FleetServiceDefinition = {
      * One stream for each agent, for as long as it lives. The agent speaks first, with a hello and a full report;
      * the control plane answers with commands. Commands are idempotent and may arrive again after a reconnect.
      * Errors: ALREADY_EXISTS when another agent of that name is connected, INVALID_ARGUMENT for a message out of turn.
+     *
+     * Both sides are to notice within seconds that the other does not answer any more, also when nothing closes the
+     * connection: an agent that has nothing else to say sends a heartbeat every second.
      */
     connect: {
       name: "Connect",
@@ -3693,6 +4264,9 @@ export interface FleetServiceImplementation<CallContextExt = {}> {
    * One stream for each agent, for as long as it lives. The agent speaks first, with a hello and a full report;
    * the control plane answers with commands. Commands are idempotent and may arrive again after a reconnect.
    * Errors: ALREADY_EXISTS when another agent of that name is connected, INVALID_ARGUMENT for a message out of turn.
+   *
+   * Both sides are to notice within seconds that the other does not answer any more, also when nothing closes the
+   * connection: an agent that has nothing else to say sends a heartbeat every second.
    */
   connect(
     request: AsyncIterable<ConnectRequest>,
@@ -3710,6 +4284,9 @@ export interface FleetServiceClient<CallOptionsExt = {}> {
    * One stream for each agent, for as long as it lives. The agent speaks first, with a hello and a full report;
    * the control plane answers with commands. Commands are idempotent and may arrive again after a reconnect.
    * Errors: ALREADY_EXISTS when another agent of that name is connected, INVALID_ARGUMENT for a message out of turn.
+   *
+   * Both sides are to notice within seconds that the other does not answer any more, also when nothing closes the
+   * connection: an agent that has nothing else to say sends a heartbeat every second.
    */
   connect(
     request: AsyncIterable<DeepPartial<ConnectRequest>>,

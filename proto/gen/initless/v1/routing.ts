@@ -30,6 +30,10 @@ export interface WatchRoutesRequest {
 export interface RoutesHello {
   /** Its id, the same over its reconnects. */
   gateway: string;
+  /** The table it has, as it was called. Empty: none. */
+  table: string;
+  /** The version of the table it has. */
+  version: number;
 }
 
 /** All of a gateway's listeners. */
@@ -38,10 +42,21 @@ export interface ListenerReport {
   listeners: Listener[];
 }
 
-/** The whole route table. */
+/** The whole route table, or what has changed in it. */
 export interface WatchRoutesResponse {
-  /** One for each enabled service. */
+  /** One for each enabled service; in a change, those that are new or differ. */
   routes: Route[];
+  /**
+   * Name of the table: another one with each start of the control plane. Versions of two tables have nothing to do with
+   * each other.
+   */
+  table: string;
+  /** Version of the table once this is taken in; it grows with every change. */
+  version: number;
+  /** This is a change of the version before. False: it is the whole table, and replaces what the gateway had. */
+  isChange: boolean;
+  /** In a change: services that have no route any more. */
+  removed: string[];
 }
 
 /** How one service is reached. */
@@ -56,7 +71,7 @@ export interface Route {
   queueTimeoutMs: number;
   /** Requests that may wait at a time. */
   queueLimit: number;
-  /** Hosts that serve it. Empty: none can yet. */
+  /** Hosts that serve it; those that have instances parked first, then those that have its checkpoint. Empty: none can yet. */
   hosts: RouteHost[];
   /** Why no host serves it, for the answer to the client. Unset when one does. */
   problem: Problem | undefined;
@@ -68,6 +83,12 @@ export interface RouteHost {
   host: string;
   /** Where its agent is asked for leases, "ADDRESS:PORT". */
   leaseAddress: string;
+  /** Instances that it may run. */
+  maxRunning: number;
+  /** Instances that it is to keep parked. */
+  parked: number;
+  /** It gets no new requests while another host can serve them: it is being drained. */
+  draining: boolean;
 }
 
 function createBaseWatchRoutesRequest(): WatchRoutesRequest {
@@ -172,13 +193,19 @@ export const WatchRoutesRequest: MessageFns<WatchRoutesRequest> = {
 };
 
 function createBaseRoutesHello(): RoutesHello {
-  return { gateway: "" };
+  return { gateway: "", table: "", version: 0 };
 }
 
 export const RoutesHello: MessageFns<RoutesHello> = {
   encode(message: RoutesHello, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.gateway !== "") {
       writer.uint32(10).string(message.gateway);
+    }
+    if (message.table !== "") {
+      writer.uint32(18).string(message.table);
+    }
+    if (message.version !== 0) {
+      writer.uint32(24).uint64(message.version);
     }
     return writer;
   },
@@ -204,6 +231,22 @@ export const RoutesHello: MessageFns<RoutesHello> = {
             message.gateway = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.table = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.version = longToNumber(reader.uint64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -217,13 +260,23 @@ export const RoutesHello: MessageFns<RoutesHello> = {
   },
 
   fromJSON(object: any): RoutesHello {
-    return { gateway: isSet(object.gateway) ? globalThis.String(object.gateway) : "" };
+    return {
+      gateway: isSet(object.gateway) ? globalThis.String(object.gateway) : "",
+      table: isSet(object.table) ? globalThis.String(object.table) : "",
+      version: isSet(object.version) ? globalThis.Number(object.version) : 0,
+    };
   },
 
   toJSON(message: RoutesHello): unknown {
     const obj: any = {};
     if (message.gateway !== "") {
       obj.gateway = message.gateway;
+    }
+    if (message.table !== "") {
+      obj.table = message.table;
+    }
+    if (message.version !== 0) {
+      obj.version = Math.round(message.version);
     }
     return obj;
   },
@@ -234,6 +287,8 @@ export const RoutesHello: MessageFns<RoutesHello> = {
   fromPartial(object: DeepPartial<RoutesHello>): RoutesHello {
     const message = createBaseRoutesHello();
     message.gateway = object.gateway ?? "";
+    message.table = object.table ?? "";
+    message.version = object.version ?? 0;
     return message;
   },
 };
@@ -310,13 +365,25 @@ export const ListenerReport: MessageFns<ListenerReport> = {
 };
 
 function createBaseWatchRoutesResponse(): WatchRoutesResponse {
-  return { routes: [] };
+  return { routes: [], table: "", version: 0, isChange: false, removed: [] };
 }
 
 export const WatchRoutesResponse: MessageFns<WatchRoutesResponse> = {
   encode(message: WatchRoutesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     for (const v of message.routes) {
       Route.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.table !== "") {
+      writer.uint32(18).string(message.table);
+    }
+    if (message.version !== 0) {
+      writer.uint32(24).uint64(message.version);
+    }
+    if (message.isChange !== false) {
+      writer.uint32(32).bool(message.isChange);
+    }
+    for (const v of message.removed) {
+      writer.uint32(42).string(v!);
     }
     return writer;
   },
@@ -342,6 +409,38 @@ export const WatchRoutesResponse: MessageFns<WatchRoutesResponse> = {
             message.routes.push(Route.decode(reader, reader.uint32()));
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.table = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.version = longToNumber(reader.uint64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.isChange = reader.bool();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.removed.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -355,13 +454,35 @@ export const WatchRoutesResponse: MessageFns<WatchRoutesResponse> = {
   },
 
   fromJSON(object: any): WatchRoutesResponse {
-    return { routes: globalThis.Array.isArray(object?.routes) ? object.routes.map((e: any) => Route.fromJSON(e)) : [] };
+    return {
+      routes: globalThis.Array.isArray(object?.routes) ? object.routes.map((e: any) => Route.fromJSON(e)) : [],
+      table: isSet(object.table) ? globalThis.String(object.table) : "",
+      version: isSet(object.version) ? globalThis.Number(object.version) : 0,
+      isChange: isSet(object.isChange)
+        ? globalThis.Boolean(object.isChange)
+        : isSet(object.is_change)
+        ? globalThis.Boolean(object.is_change)
+        : false,
+      removed: globalThis.Array.isArray(object?.removed) ? object.removed.map((e: any) => globalThis.String(e)) : [],
+    };
   },
 
   toJSON(message: WatchRoutesResponse): unknown {
     const obj: any = {};
     if (message.routes?.length) {
       obj.routes = message.routes.map((e) => Route.toJSON(e));
+    }
+    if (message.table !== "") {
+      obj.table = message.table;
+    }
+    if (message.version !== 0) {
+      obj.version = Math.round(message.version);
+    }
+    if (message.isChange !== false) {
+      obj.isChange = message.isChange;
+    }
+    if (message.removed?.length) {
+      obj.removed = message.removed;
     }
     return obj;
   },
@@ -372,6 +493,10 @@ export const WatchRoutesResponse: MessageFns<WatchRoutesResponse> = {
   fromPartial(object: DeepPartial<WatchRoutesResponse>): WatchRoutesResponse {
     const message = createBaseWatchRoutesResponse();
     message.routes = object.routes?.map((e) => Route.fromPartial(e)) || [];
+    message.table = object.table ?? "";
+    message.version = object.version ?? 0;
+    message.isChange = object.isChange ?? false;
+    message.removed = object.removed?.map((e) => e) || [];
     return message;
   },
 };
@@ -570,7 +695,7 @@ export const Route: MessageFns<Route> = {
 };
 
 function createBaseRouteHost(): RouteHost {
-  return { host: "", leaseAddress: "" };
+  return { host: "", leaseAddress: "", maxRunning: 0, parked: 0, draining: false };
 }
 
 export const RouteHost: MessageFns<RouteHost> = {
@@ -580,6 +705,15 @@ export const RouteHost: MessageFns<RouteHost> = {
     }
     if (message.leaseAddress !== "") {
       writer.uint32(18).string(message.leaseAddress);
+    }
+    if (message.maxRunning !== 0) {
+      writer.uint32(24).uint32(message.maxRunning);
+    }
+    if (message.parked !== 0) {
+      writer.uint32(32).uint32(message.parked);
+    }
+    if (message.draining !== false) {
+      writer.uint32(40).bool(message.draining);
     }
     return writer;
   },
@@ -613,6 +747,30 @@ export const RouteHost: MessageFns<RouteHost> = {
             message.leaseAddress = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.maxRunning = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.parked = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.draining = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -633,6 +791,13 @@ export const RouteHost: MessageFns<RouteHost> = {
         : isSet(object.lease_address)
         ? globalThis.String(object.lease_address)
         : "",
+      maxRunning: isSet(object.maxRunning)
+        ? globalThis.Number(object.maxRunning)
+        : isSet(object.max_running)
+        ? globalThis.Number(object.max_running)
+        : 0,
+      parked: isSet(object.parked) ? globalThis.Number(object.parked) : 0,
+      draining: isSet(object.draining) ? globalThis.Boolean(object.draining) : false,
     };
   },
 
@@ -644,6 +809,15 @@ export const RouteHost: MessageFns<RouteHost> = {
     if (message.leaseAddress !== "") {
       obj.leaseAddress = message.leaseAddress;
     }
+    if (message.maxRunning !== 0) {
+      obj.maxRunning = Math.round(message.maxRunning);
+    }
+    if (message.parked !== 0) {
+      obj.parked = Math.round(message.parked);
+    }
+    if (message.draining !== false) {
+      obj.draining = message.draining;
+    }
     return obj;
   },
 
@@ -654,6 +828,9 @@ export const RouteHost: MessageFns<RouteHost> = {
     const message = createBaseRouteHost();
     message.host = object.host ?? "";
     message.leaseAddress = object.leaseAddress ?? "";
+    message.maxRunning = object.maxRunning ?? 0;
+    message.parked = object.parked ?? 0;
+    message.draining = object.draining ?? false;
     return message;
   },
 };
@@ -665,9 +842,10 @@ export const RoutingServiceDefinition = {
   fullName: "initless.v1.RoutingService",
   methods: {
     /**
-     * One stream for each gateway. The gateway says who it is, then what became of its listeners; the control plane sends
-     * the whole route table at once and again after every change. A gateway keeps the last table while the stream is down.
-     * Errors: INVALID_ARGUMENT for a message out of turn.
+     * One stream for each gateway. The gateway says who it is and which version of the table it has, then what became of
+     * its listeners; the control plane sends what has changed since that version, or the whole table where it does not know
+     * that version, and again after every change. A gateway keeps its table while the stream is down. Errors:
+     * INVALID_ARGUMENT for a message out of turn.
      */
     watchRoutes: {
       name: "WatchRoutes",
@@ -682,9 +860,10 @@ export const RoutingServiceDefinition = {
 
 export interface RoutingServiceImplementation<CallContextExt = {}> {
   /**
-   * One stream for each gateway. The gateway says who it is, then what became of its listeners; the control plane sends
-   * the whole route table at once and again after every change. A gateway keeps the last table while the stream is down.
-   * Errors: INVALID_ARGUMENT for a message out of turn.
+   * One stream for each gateway. The gateway says who it is and which version of the table it has, then what became of
+   * its listeners; the control plane sends what has changed since that version, or the whole table where it does not know
+   * that version, and again after every change. A gateway keeps its table while the stream is down. Errors:
+   * INVALID_ARGUMENT for a message out of turn.
    */
   watchRoutes(
     request: AsyncIterable<WatchRoutesRequest>,
@@ -694,9 +873,10 @@ export interface RoutingServiceImplementation<CallContextExt = {}> {
 
 export interface RoutingServiceClient<CallOptionsExt = {}> {
   /**
-   * One stream for each gateway. The gateway says who it is, then what became of its listeners; the control plane sends
-   * the whole route table at once and again after every change. A gateway keeps the last table while the stream is down.
-   * Errors: INVALID_ARGUMENT for a message out of turn.
+   * One stream for each gateway. The gateway says who it is and which version of the table it has, then what became of
+   * its listeners; the control plane sends what has changed since that version, or the whole table where it does not know
+   * that version, and again after every change. A gateway keeps its table while the stream is down. Errors:
+   * INVALID_ARGUMENT for a message out of turn.
    */
   watchRoutes(
     request: AsyncIterable<DeepPartial<WatchRoutesRequest>>,
@@ -712,6 +892,17 @@ export type DeepPartial<T> = T extends Builtin ? T
   : T extends { $case: string; value: unknown } ? { $case: T["$case"]; value?: DeepPartial<T["value"]> }
   : T extends {} ? { [K in keyof T]?: DeepPartial<T[K]> }
   : Partial<T>;
+
+function longToNumber(int64: { toString(): string }): number {
+  const num = globalThis.Number(int64.toString());
+  if (num > globalThis.Number.MAX_SAFE_INTEGER) {
+    throw new globalThis.Error("Value is larger than Number.MAX_SAFE_INTEGER");
+  }
+  if (num < globalThis.Number.MIN_SAFE_INTEGER) {
+    throw new globalThis.Error("Value is smaller than Number.MIN_SAFE_INTEGER");
+  }
+  return num;
+}
 
 function isSet(value: any): boolean {
   return value !== null && value !== undefined;

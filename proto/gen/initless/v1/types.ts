@@ -346,6 +346,56 @@ export function serviceStateToJSON(object: ServiceState): string {
   }
 }
 
+/** How the control plane sees a host. */
+export enum HostPhase {
+  /** HOST_PHASE_UNSPECIFIED - Not known; never sent by a current control plane. */
+  HOST_PHASE_UNSPECIFIED = 0,
+  /** HOST_PHASE_READY - Its agent is connected and has reported. */
+  HOST_PHASE_READY = 1,
+  /** HOST_PHASE_AWAY - Its agent is silent, or not connected, for less than `host_timeout`: nothing of it is replaced yet. */
+  HOST_PHASE_AWAY = 2,
+  /** HOST_PHASE_LOST - It has been away for longer: what it had is replaced on other hosts. */
+  HOST_PHASE_LOST = 3,
+  UNRECOGNIZED = -1,
+}
+
+export function hostPhaseFromJSON(object: any): HostPhase {
+  switch (object) {
+    case 0:
+    case "HOST_PHASE_UNSPECIFIED":
+      return HostPhase.HOST_PHASE_UNSPECIFIED;
+    case 1:
+    case "HOST_PHASE_READY":
+      return HostPhase.HOST_PHASE_READY;
+    case 2:
+    case "HOST_PHASE_AWAY":
+      return HostPhase.HOST_PHASE_AWAY;
+    case 3:
+    case "HOST_PHASE_LOST":
+      return HostPhase.HOST_PHASE_LOST;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return HostPhase.UNRECOGNIZED;
+  }
+}
+
+export function hostPhaseToJSON(object: HostPhase): string {
+  switch (object) {
+    case HostPhase.HOST_PHASE_UNSPECIFIED:
+      return "HOST_PHASE_UNSPECIFIED";
+    case HostPhase.HOST_PHASE_READY:
+      return "HOST_PHASE_READY";
+    case HostPhase.HOST_PHASE_AWAY:
+      return "HOST_PHASE_AWAY";
+    case HostPhase.HOST_PHASE_LOST:
+      return "HOST_PHASE_LOST";
+    case HostPhase.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
 /** Which stream of a process a line came from. */
 export enum LogStream {
   /** LOG_STREAM_UNSPECIFIED - Not known. */
@@ -488,6 +538,8 @@ export interface ServiceConfig {
   preStartPoolAuto: boolean;
   /** How restores fill memory. Unspecified: the best way that is right. */
   memory: MemoryMode;
+  /** Hosts that its instances are spread over; more serve it where these have no room. At least 1. */
+  spread: number;
 }
 
 export interface ServiceConfig_EnvEntry {
@@ -555,10 +607,34 @@ export interface Service {
     | undefined;
   /** What the gateways say of its listener, one each. */
   listeners: Listener[];
-  /** Host that builds it and holds its checkpoint. Empty: none chosen yet. */
+  /** Host that makes its revisions; the others copy them from it. Empty: none chosen yet. */
   host: string;
   /** What its pool is to hold, over all hosts. */
-  pool: PoolTarget | undefined;
+  pool:
+    | PoolTarget
+    | undefined;
+  /** The hosts that it is placed on, with their shares of the pool; the one that requests are sent to first comes first. */
+  hosts: ServiceHost[];
+  /** Revisions that served before and are kept for a rollback, the latest first. */
+  previous: Revision[];
+}
+
+/** A service on one of its hosts. */
+export interface ServiceHost {
+  /** Host. */
+  host: string;
+  /** It has the revision that serves, and was told to serve it. */
+  serves: boolean;
+  /** Instances that it is to keep parked. */
+  parked: number;
+  /** Instances that it may run. */
+  maxRunning: number;
+  /** Its instances by state. */
+  instances:
+    | InstanceCounts
+    | undefined;
+  /** Why it does not serve, or how it comes to: "it copies revision 0a1b2c3d4e5f from host1". Empty when it serves. */
+  note: string;
 }
 
 /** What a service's pool is to hold. */
@@ -801,6 +877,18 @@ export interface Host {
   memoryTotal: number;
   /** Memory available, bytes. */
   memoryAvailable: number;
+  /** How the control plane sees it. */
+  phase: HostPhase;
+  /** It gets no new services and no new copies. */
+  cordoned: boolean;
+  /** It is being drained, or is drained: it is cordoned, and what it serves goes to other hosts. */
+  draining: boolean;
+  /** Ports that can still be leased to instances. */
+  portsFree: number;
+  /** Services that are placed on it. */
+  services: number;
+  /** Random, made at its agent's first start: a host that is made anew under an old name has another. */
+  identity: string;
 }
 
 /** Something that happened. */
@@ -1194,6 +1282,7 @@ function createBaseServiceConfig(): ServiceConfig {
     cpus: 0,
     preStartPoolAuto: false,
     memory: 0,
+    spread: 0,
   };
 }
 
@@ -1294,6 +1383,9 @@ export const ServiceConfig: MessageFns<ServiceConfig> = {
     }
     if (message.memory !== 0) {
       writer.uint32(248).int32(message.memory);
+    }
+    if (message.spread !== 0) {
+      writer.uint32(256).uint32(message.spread);
     }
     return writer;
   },
@@ -1570,6 +1662,14 @@ export const ServiceConfig: MessageFns<ServiceConfig> = {
             message.memory = reader.int32() as any;
             continue;
           }
+          case 32: {
+            if (tag !== 256) {
+              break;
+            }
+
+            message.spread = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1733,6 +1833,7 @@ export const ServiceConfig: MessageFns<ServiceConfig> = {
         ? globalThis.Boolean(object.pre_start_pool_auto)
         : false,
       memory: isSet(object.memory) ? memoryModeFromJSON(object.memory) : 0,
+      spread: isSet(object.spread) ? globalThis.Number(object.spread) : 0,
     };
   },
 
@@ -1840,6 +1941,9 @@ export const ServiceConfig: MessageFns<ServiceConfig> = {
     if (message.memory !== 0) {
       obj.memory = memoryModeToJSON(message.memory);
     }
+    if (message.spread !== 0) {
+      obj.spread = Math.round(message.spread);
+    }
     return obj;
   },
 
@@ -1890,6 +1994,7 @@ export const ServiceConfig: MessageFns<ServiceConfig> = {
     message.cpus = object.cpus ?? 0;
     message.preStartPoolAuto = object.preStartPoolAuto ?? false;
     message.memory = object.memory ?? 0;
+    message.spread = object.spread ?? 0;
     return message;
   },
 };
@@ -2264,6 +2369,8 @@ function createBaseService(): Service {
     listeners: [],
     host: "",
     pool: undefined,
+    hosts: [],
+    previous: [],
   };
 }
 
@@ -2301,6 +2408,12 @@ export const Service: MessageFns<Service> = {
     }
     if (message.pool !== undefined) {
       PoolTarget.encode(message.pool, writer.uint32(90).fork()).join();
+    }
+    for (const v of message.hosts) {
+      ServiceHost.encode(v!, writer.uint32(98).fork()).join();
+    }
+    for (const v of message.previous) {
+      Revision.encode(v!, writer.uint32(106).fork()).join();
     }
     return writer;
   },
@@ -2406,6 +2519,22 @@ export const Service: MessageFns<Service> = {
             message.pool = PoolTarget.decode(reader, reader.uint32());
             continue;
           }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.hosts.push(ServiceHost.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.previous.push(Revision.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2437,6 +2566,8 @@ export const Service: MessageFns<Service> = {
         : [],
       host: isSet(object.host) ? globalThis.String(object.host) : "",
       pool: isSet(object.pool) ? PoolTarget.fromJSON(object.pool) : undefined,
+      hosts: globalThis.Array.isArray(object?.hosts) ? object.hosts.map((e: any) => ServiceHost.fromJSON(e)) : [],
+      previous: globalThis.Array.isArray(object?.previous) ? object.previous.map((e: any) => Revision.fromJSON(e)) : [],
     };
   },
 
@@ -2475,6 +2606,12 @@ export const Service: MessageFns<Service> = {
     if (message.pool !== undefined) {
       obj.pool = PoolTarget.toJSON(message.pool);
     }
+    if (message.hosts?.length) {
+      obj.hosts = message.hosts.map((e) => ServiceHost.toJSON(e));
+    }
+    if (message.previous?.length) {
+      obj.previous = message.previous.map((e) => Revision.toJSON(e));
+    }
     return obj;
   },
 
@@ -2506,6 +2643,163 @@ export const Service: MessageFns<Service> = {
     message.pool = (object.pool !== undefined && object.pool !== null)
       ? PoolTarget.fromPartial(object.pool)
       : undefined;
+    message.hosts = object.hosts?.map((e) => ServiceHost.fromPartial(e)) || [];
+    message.previous = object.previous?.map((e) => Revision.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseServiceHost(): ServiceHost {
+  return { host: "", serves: false, parked: 0, maxRunning: 0, instances: undefined, note: "" };
+}
+
+export const ServiceHost: MessageFns<ServiceHost> = {
+  encode(message: ServiceHost, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.host !== "") {
+      writer.uint32(10).string(message.host);
+    }
+    if (message.serves !== false) {
+      writer.uint32(16).bool(message.serves);
+    }
+    if (message.parked !== 0) {
+      writer.uint32(24).uint32(message.parked);
+    }
+    if (message.maxRunning !== 0) {
+      writer.uint32(32).uint32(message.maxRunning);
+    }
+    if (message.instances !== undefined) {
+      InstanceCounts.encode(message.instances, writer.uint32(42).fork()).join();
+    }
+    if (message.note !== "") {
+      writer.uint32(50).string(message.note);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ServiceHost {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseServiceHost();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.host = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.serves = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.parked = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.maxRunning = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.instances = InstanceCounts.decode(reader, reader.uint32());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.note = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ServiceHost {
+    return {
+      host: isSet(object.host) ? globalThis.String(object.host) : "",
+      serves: isSet(object.serves) ? globalThis.Boolean(object.serves) : false,
+      parked: isSet(object.parked) ? globalThis.Number(object.parked) : 0,
+      maxRunning: isSet(object.maxRunning)
+        ? globalThis.Number(object.maxRunning)
+        : isSet(object.max_running)
+        ? globalThis.Number(object.max_running)
+        : 0,
+      instances: isSet(object.instances) ? InstanceCounts.fromJSON(object.instances) : undefined,
+      note: isSet(object.note) ? globalThis.String(object.note) : "",
+    };
+  },
+
+  toJSON(message: ServiceHost): unknown {
+    const obj: any = {};
+    if (message.host !== "") {
+      obj.host = message.host;
+    }
+    if (message.serves !== false) {
+      obj.serves = message.serves;
+    }
+    if (message.parked !== 0) {
+      obj.parked = Math.round(message.parked);
+    }
+    if (message.maxRunning !== 0) {
+      obj.maxRunning = Math.round(message.maxRunning);
+    }
+    if (message.instances !== undefined) {
+      obj.instances = InstanceCounts.toJSON(message.instances);
+    }
+    if (message.note !== "") {
+      obj.note = message.note;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ServiceHost>): ServiceHost {
+    return ServiceHost.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ServiceHost>): ServiceHost {
+    const message = createBaseServiceHost();
+    message.host = object.host ?? "";
+    message.serves = object.serves ?? false;
+    message.parked = object.parked ?? 0;
+    message.maxRunning = object.maxRunning ?? 0;
+    message.instances = (object.instances !== undefined && object.instances !== null)
+      ? InstanceCounts.fromPartial(object.instances)
+      : undefined;
+    message.note = object.note ?? "";
     return message;
   },
 };
@@ -4435,6 +4729,12 @@ function createBaseHost(): Host {
     cpus: 0,
     memoryTotal: 0,
     memoryAvailable: 0,
+    phase: 0,
+    cordoned: false,
+    draining: false,
+    portsFree: 0,
+    services: 0,
+    identity: "",
   };
 }
 
@@ -4472,6 +4772,24 @@ export const Host: MessageFns<Host> = {
     }
     if (message.memoryAvailable !== 0) {
       writer.uint32(88).uint64(message.memoryAvailable);
+    }
+    if (message.phase !== 0) {
+      writer.uint32(96).int32(message.phase);
+    }
+    if (message.cordoned !== false) {
+      writer.uint32(104).bool(message.cordoned);
+    }
+    if (message.draining !== false) {
+      writer.uint32(112).bool(message.draining);
+    }
+    if (message.portsFree !== 0) {
+      writer.uint32(120).uint32(message.portsFree);
+    }
+    if (message.services !== 0) {
+      writer.uint32(128).uint32(message.services);
+    }
+    if (message.identity !== "") {
+      writer.uint32(138).string(message.identity);
     }
     return writer;
   },
@@ -4577,6 +4895,54 @@ export const Host: MessageFns<Host> = {
             message.memoryAvailable = longToNumber(reader.uint64());
             continue;
           }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.phase = reader.int32() as any;
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.cordoned = reader.bool();
+            continue;
+          }
+          case 14: {
+            if (tag !== 112) {
+              break;
+            }
+
+            message.draining = reader.bool();
+            continue;
+          }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.portsFree = reader.uint32();
+            continue;
+          }
+          case 16: {
+            if (tag !== 128) {
+              break;
+            }
+
+            message.services = reader.uint32();
+            continue;
+          }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.identity = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4618,6 +4984,16 @@ export const Host: MessageFns<Host> = {
         : isSet(object.memory_available)
         ? globalThis.Number(object.memory_available)
         : 0,
+      phase: isSet(object.phase) ? hostPhaseFromJSON(object.phase) : 0,
+      cordoned: isSet(object.cordoned) ? globalThis.Boolean(object.cordoned) : false,
+      draining: isSet(object.draining) ? globalThis.Boolean(object.draining) : false,
+      portsFree: isSet(object.portsFree)
+        ? globalThis.Number(object.portsFree)
+        : isSet(object.ports_free)
+        ? globalThis.Number(object.ports_free)
+        : 0,
+      services: isSet(object.services) ? globalThis.Number(object.services) : 0,
+      identity: isSet(object.identity) ? globalThis.String(object.identity) : "",
     };
   },
 
@@ -4656,6 +5032,24 @@ export const Host: MessageFns<Host> = {
     if (message.memoryAvailable !== 0) {
       obj.memoryAvailable = Math.round(message.memoryAvailable);
     }
+    if (message.phase !== 0) {
+      obj.phase = hostPhaseToJSON(message.phase);
+    }
+    if (message.cordoned !== false) {
+      obj.cordoned = message.cordoned;
+    }
+    if (message.draining !== false) {
+      obj.draining = message.draining;
+    }
+    if (message.portsFree !== 0) {
+      obj.portsFree = Math.round(message.portsFree);
+    }
+    if (message.services !== 0) {
+      obj.services = Math.round(message.services);
+    }
+    if (message.identity !== "") {
+      obj.identity = message.identity;
+    }
     return obj;
   },
 
@@ -4681,6 +5075,12 @@ export const Host: MessageFns<Host> = {
     message.cpus = object.cpus ?? 0;
     message.memoryTotal = object.memoryTotal ?? 0;
     message.memoryAvailable = object.memoryAvailable ?? 0;
+    message.phase = object.phase ?? 0;
+    message.cordoned = object.cordoned ?? false;
+    message.draining = object.draining ?? false;
+    message.portsFree = object.portsFree ?? 0;
+    message.services = object.services ?? 0;
+    message.identity = object.identity ?? "";
     return message;
   },
 };
