@@ -7,8 +7,10 @@ import type { RestoreSource } from '../instance/restorer.js';
 import { Prefetcher, wantedFiles } from '../memory/prefetch.js';
 import { readIndex } from '../memory/sparse.js';
 import { readTouched } from '../memory/touched.js';
+import { clocksHere } from '../runtime/clocks.js';
 import { incompatibility } from '../runtime/criu.js';
 import type { OciSpec } from '../runtime/spec.js';
+import { clocksAhead, readClocks } from './clocks.js';
 import {
   checkpointOnWire,
   damaged,
@@ -170,7 +172,7 @@ export class Checkpoints {
   async seal(
     dir: string,
     spec: OciSpec,
-    facts: Omit<Manifest, 'format' | 'entries' | 'createdAt' | 'fingerprint'>,
+    facts: Omit<Manifest, 'format' | 'entries' | 'createdAt' | 'fingerprint' | 'clocks'>,
   ): Promise<Checkpoint> {
     await writeFile(path.join(dir, SPEC), JSON.stringify(spec));
     for (const file of await readdir(path.join(dir, IMAGES))) await chmod(path.join(dir, IMAGES, file), 0o400);
@@ -181,6 +183,7 @@ export class Checkpoints {
       format: FORMAT,
       createdAt: new Date().toISOString(),
       fingerprint: this.#here,
+      clocks: await readClocks(path.join(dir, IMAGES)),
       entries,
     };
     await syncTree(dir, entries);
@@ -226,7 +229,9 @@ export class Checkpoints {
     }
     const { dir, manifest } = held;
     try {
-      const reason = incompatibility(manifest.fingerprint, this.#here);
+      const reason =
+        incompatibility(manifest.fingerprint, this.#here) ??
+        clocksAhead(manifest.clocks, await clocksHere(), this.#here.setsClocks);
       if (reason) {
         throw new InitlessError('CHECKPOINT_INCOMPATIBLE', `checkpoint ${dir} cannot be restored here: ${reason}`, {
           subject: dir,
