@@ -15,6 +15,7 @@ import { Maker } from './checkpoint/make.js';
 import { Revisions } from './checkpoint/revisions.js';
 import { Assignments } from './fleet/assignments.js';
 import { Commands } from './fleet/commands.js';
+import { readIdentity } from './fleet/identity.js';
 import { FleetLink } from './fleet/link.js';
 import { type Instance, originText } from './instance/instance.js';
 import { Instances } from './instance/instances.js';
@@ -186,6 +187,7 @@ async function main(): Promise<void> {
   });
 
   // Who they answer to.
+  const identity = await readIdentity(settings.stateDir);
   const maker = new Maker({
     docker,
     runc,
@@ -235,7 +237,7 @@ async function main(): Promise<void> {
                   fingerprint: here,
                   cpus: cpus().length,
                   memoryTotal: totalmem(),
-                  identity: '',
+                  identity,
                 },
               },
             }),
@@ -253,13 +255,18 @@ async function main(): Promise<void> {
                     performance.now(),
                   ),
                   usageEpoch,
-                  portsFree: 0,
+                  portsFree: sandboxes.counts().free,
+                  revisions: revisions.list().map(({ service, revision, imageId, problem }) => ({
+                    ...{ service, revision, imageId },
+                    noCheckpoint: problem !== undefined,
+                  })),
                 },
               },
             }),
             settings: async (given) => {
               sandboxes.usePorts({ first: given.reservedPortFirst, last: given.reservedPortLast });
               instances.useRecycleWorkers(given.recycleWorkers);
+              await sandboxes.useAgents(given.agents);
               await checkpoints.moveTo(given.checkpointDir);
               checkpointDir = given.checkpointDir;
             },

@@ -84,7 +84,7 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
     };
     undo.push(() => codeDir.stop());
     await applySettings();
-    await fleet.forget(new Set(registry.all().flatMap((record) => [record.host, record.current?.host ?? ''])));
+    await fleet.forget(new Set(registry.all().flatMap((record) => [record.current?.host ?? '', ...record.hosts])));
     await intake.collect();
 
     // What keeps it going.

@@ -11,6 +11,7 @@ import type { Checkpoints } from '../checkpoint/checkpoints.js';
 import type { Maker } from '../checkpoint/make.js';
 import type { Revisions } from '../checkpoint/revisions.js';
 import type { Instances } from '../instance/instances.js';
+import { reasonFromWire } from '../instance/lifecycle.js';
 import type { Logs } from '../instance/logs.js';
 import { measureStart } from '../instance/measure.js';
 import type { Volumes } from '../instance/volumes.js';
@@ -59,7 +60,10 @@ export class Commands {
         return done();
       case 'withdraw':
         await this.#parts.assignments.remove(action.value.service);
-        instances.assign(this.#parts.assignments.list());
+        instances.assign(
+          this.#parts.assignments.list(),
+          new Map([[action.value.service, reasonFromWire(action.value.reason)]]),
+        );
         return done();
       case 'wake':
         return { $case: 'instance', value: (await instances.wake(action.value.service)).onWire(host) };

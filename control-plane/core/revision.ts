@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { PoolShare, type ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
 import { ServiceConfig } from '../../proto/gen/initless/v1/types.js';
 import { canonicalJson } from './canonical.js';
-import type { MadeRevision, PoolPlan, ServiceRecord } from './model.js';
+import type { MadeRevision, ServiceRecord } from './model.js';
 
 /**
  * The one place that says which keys make a revision: a change in one of them means another image, another process when
@@ -63,20 +63,13 @@ export function effectiveConfig(record: ServiceRecord, revision: { config: Servi
 /**
  * What a host is told to serve.
  *
- * @param plan what to hold parked, of a service whose pool follows its use. It is no part of the configuration: a change
- * of it is told to the host and to nobody else, and makes no revision.
+ * @param share its share of the pool. It is no part of the configuration: a change of it is told to the host and to nobody
+ * else, and makes no revision. The only host of a pool of a configured size needs none.
  */
-export function assignmentOf(record: ServiceRecord, current: MadeRevision, plan?: PoolPlan): ServiceAssignment {
+export function assignmentOf(record: ServiceRecord, current: MadeRevision, share?: PoolShare): ServiceAssignment {
   const config = effectiveConfig(record, current);
-  const share = plan && {
-    parked: plan.parked,
-    ready: plan.ready,
-    usefulness: plan.usefulness,
-    maxRunning: config.maxPoolSize,
-    elsewhere: false,
-  };
-  const pool = config.preStartPoolAuto ? share : undefined;
-  return { config, revision: current.id, imageId: current.imageId, pool };
+  const isWhole = !share?.elsewhere && share?.maxRunning === config.maxPoolSize && !config.preStartPoolAuto;
+  return { config, revision: current.id, imageId: current.imageId, pool: isWhole ? undefined : share };
 }
 
 /** Whether two assignments say the same. */

@@ -1,0 +1,45 @@
+import { InstanceState } from '../../proto/gen/initless/v1/types.js';
+import { type HostState, isKnown, type MadeRevision, type Policy } from './model.js';
+
+/** How a host is seen: there; away, but nothing of it is replaced yet; or lost, and all of it is. */
+export type Phase = 'ready' | 'away' | 'lost';
+
+/** How a host is seen now. */
+export function phaseOf(host: HostState | undefined, policy: Policy, now: number): Phase {
+  if (host === undefined) return 'lost';
+  if (host.connected) return 'ready';
+  return now - host.since < policy.hostTimeoutMs ? 'away' : 'lost';
+}
+
+/** Whether a host has a checkpoint of a revision that it can restore. */
+export function hasCheckpoint(host: HostState, service: string, revision: string | undefined): boolean {
+  return host.checkpoints.some(
+    (held) => held.service === service && held.revision === revision && held.quarantined === undefined,
+  );
+}
+
+/** Whether a host has all it can have of a revision: its checkpoint or, where it cannot be checkpointed, its image. */
+export function holds(host: HostState, service: string, revision: MadeRevision): boolean {
+  if (hasCheckpoint(host, service, revision.id)) return true;
+  if (revision.problem !== undefined && revision.host === host.name) return true;
+  const image = host.revisions.find((held) => held.service === service && held.revision === revision.id);
+  return image !== undefined && (revision.problem !== undefined || image.noCheckpoint);
+}
+
+/** Hosts that are connected and hold a revision, whether the service is placed there or not. */
+export function holders(hosts: readonly HostState[], service: string, revision: MadeRevision): HostState[] {
+  return hosts.filter((host) => isKnown(host) && holds(host, service, revision));
+}
+
+/** Instances of a service that run on a host, those included that are coming up to run. */
+export function runningOn(host: HostState, service: string): number {
+  return host.instances.filter((one) => one.service === service && RUNNING.includes(one.state)).length;
+}
+
+/** Sandboxed, restoring and parked ones do not count: they do not run, or may be on their way to be parked. */
+const RUNNING = [InstanceState.INSTANCE_STATE_RUNNING, InstanceState.INSTANCE_STATE_DRAINING];
+
+/** What a host was last told to serve of a service, as far as is known. */
+export function assignmentAt(host: HostState, service: string) {
+  return host.assignments.find((one) => one.config?.serviceName === service);
+}

@@ -1,0 +1,64 @@
+import type { PoolShare } from '../../proto/gen/initless/v1/fleet.js';
+import { assignmentAt, holds, phaseOf, runningOn } from './hosts.js';
+import type { HostState, ServiceRecord, Snapshot } from './model.js';
+
+/** Splits a total evenly; what is left over goes to the first ones. The parts sum to the total. */
+export function divide(total: number, parts: number): number[] {
+  return Array.from({ length: parts }, (_, index) => Math.floor(total / parts) + (index < total % parts ? 1 : 0));
+}
+
+/**
+ * Each host's share of a service's pool: what it is to be told now. Pure.
+ *
+ * The shares sum to `max_pool_size` and to the number to park. A share grows only by what others have given up, as far as is
+ * known: a host that is away keeps its own until it is lost, and one that still runs more than its share counts with what
+ * it runs. So the instances that run never exceed the total, but for those on a host that is counted as lost and is not.
+ */
+export function sharesOf(record: ServiceRecord, snapshot: Snapshot, now: number): Map<string, PoolShare> {
+  const { config, current, name } = record;
+  const there = (host: HostState) => phaseOf(host, snapshot.policy, now) !== 'lost';
+  const placed = record.hosts.flatMap((one) => snapshot.hosts.find((host) => host.name === one) ?? []).filter(there);
+  const members = placed.filter((host) => assignmentAt(host, name) || (current && holds(host, name, current)));
+  const total = config.maxPoolSize;
+  const wanted = new Map(divide(total, members.length).map((count, index) => [members[index]!.name, count]));
+  const inForce = (host: HostState) => {
+    const told = assignmentAt(host, name);
+    const share =
+      told === undefined || !members.includes(host) ? 0 : (told.pool?.maxRunning ?? told.config!.maxPoolSize);
+    return Math.max(share, runningOn(host, name));
+  };
+  const taken = new Map(snapshot.hosts.filter(there).map((host) => [host.name, inForce(host)]));
+  const granted = new Map<string, number>();
+  for (const { name: host } of members) {
+    const want = wanted.get(host)!;
+    const others = [...taken].reduce((sum, [other, count]) => sum + (other === host ? 0 : count), 0);
+    const count = Math.min(want, Math.max(taken.get(host)!, total - others, 0));
+    granted.set(host, count);
+    taken.set(host, Math.max(taken.get(host)!, count));
+  }
+  const parked = parkedOf(
+    record,
+    snapshot,
+    members.filter((host) => wanted.get(host.name)! > 0),
+  );
+  const plan = snapshot.pools.get(name);
+  return new Map(
+    members.map(({ name: host }) => {
+      const count = parked.get(host) ?? 0;
+      const ready = config.preStartPoolAuto ? Math.ceil((plan?.ready ?? 0) / members.length) : count + total;
+      const usefulness = config.preStartPoolAuto ? (plan?.usefulness ?? 0) : 4;
+      return [
+        host,
+        { parked: count, ready, usefulness, maxRunning: granted.get(host)!, elsewhere: members.length > 1 },
+      ];
+    }),
+  );
+}
+
+/** What each host is to keep parked; what one has no memory for goes to those that have. */
+function parkedOf(record: ServiceRecord, snapshot: Snapshot, hosts: readonly HostState[]): Map<string, number> {
+  const { config, name } = record;
+  const plan = config.preStartPoolAuto ? snapshot.pools.get(name) : undefined;
+  if (config.preStartPoolAuto) return new Map(hosts.map((host) => [host.name, plan?.perHost.get(host.name) ?? 0]));
+  return new Map(divide(config.preStartPoolSize, hosts.length).map((count, index) => [hosts[index]!.name, count]));
+}
