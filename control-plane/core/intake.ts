@@ -142,7 +142,10 @@ export function keepMade(record: ServiceRecord): ServiceRecord {
 }
 
 function remade(current: MadeRevision, host: string, result: MakingResult, now: number): MadeRevision {
-  if (result.kind !== 'made') return { ...current, making: next(current.making ?? WANTED, result, now) };
+  if (result.kind !== 'made') {
+    // What is not to be made again any more ended in vain, and nothing is to be done about it.
+    return current.making === undefined ? current : { ...current, making: next(current.making, result, now) };
+  }
   const keepsCheckpoint = current.problem === undefined && current.host === host;
   if (result.problem !== undefined && keepsCheckpoint) {
     // The checkpoint that is there is better than none.

@@ -90,13 +90,11 @@ function judge(record: ServiceRecord, host: HostState, snapshot: Snapshot, now: 
   const model = checkpointsOf(record, snapshot)[0];
   const misfit = model !== undefined && !checkpoint && !fits(host, model);
   if (misfit) merits.push(`the checkpoint of ${model.host} does not fit its machine: it would have to make its own`);
-  const load = snapshot.services.filter(
-    (one) => !one.removed && one.name !== record.name && one.hosts.includes(host.name),
-  );
-  merits.push(
-    `${load.length} other services are placed on it, and ${mib(host.memoryAvailable)} of its memory are free`,
-  );
-  const rank = [checkpoint ? 0 : 1, misfit ? 1 : 0, load.length, -Math.floor(host.memoryAvailable / 2 ** 30)];
+  const others = snapshot.services.filter((one) => !one.removed && one.name !== record.name);
+  const load = others.filter((one) => one.hosts.includes(host.name)).length;
+  const firsts = others.filter((one) => one.hosts[0] === host.name).length;
+  merits.push(`${load} other services are placed on it, and ${mib(host.memoryAvailable)} of its memory are free`);
+  const rank = [checkpoint ? 0 : 1, misfit ? 1 : 0, load, firsts, -Math.floor(host.memoryAvailable / 2 ** 30)];
   return { host: host.name, placed, mayStay, refusals, merits, rank };
 }
 

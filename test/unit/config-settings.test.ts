@@ -86,6 +86,10 @@ max_concurrency:
     ['max_concurrency', '-3', 'a whole number'],
     ['queue_timeout', 'true', 'seconds above 0'],
     ['queue_limit', '0', 'a whole number'],
+    ['spread', '0', 'a whole number of hosts'],
+    ['host_timeout', '7', 'seconds from 8'],
+    ['keep_revisions', '-1', 'a whole number of revisions'],
+    ['copy_rate', '0', 'megabytes per second from 1'],
   ];
 
   it.each(WRONG)('names file, line, key, what was found and what is expected: %s', (key, written, expected) => {
