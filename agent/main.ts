@@ -56,7 +56,7 @@ const TRIM_MS = 5_000;
 
 /** The agent: everything it is made of, in the order in which it starts. */
 async function main(): Promise<void> {
-  const settings = readAgentSettings(process.env);
+  const settings = readAgentSettings(process.env, process.argv.slice(2));
   const log = pino({ base: { host: settings.host } });
   const stopping = new AbortController();
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
