@@ -1,9 +1,14 @@
 import type { Logger } from 'pino';
-import { type Route, RoutingServiceDefinition, type WatchRoutesRequest } from '../proto/gen/initless/v1/routing.js';
+import {
+  type Route,
+  RoutingServiceDefinition,
+  type WatchRoutesRequest,
+  type WatchRoutesResponse,
+} from '../proto/gen/initless/v1/routing.js';
 import type { Listener } from '../proto/gen/initless/v1/types.js';
 import { connect, createRpcClient } from '../proto/rpc/client.js';
 import { sleep } from '../proto/rpc/deadline.js';
-import { fromGrpcError, toInitlessError } from '../proto/rpc/errors.js';
+import { fromGrpcError, InitlessError, toInitlessError } from '../proto/rpc/errors.js';
 import { PushStream } from '../proto/rpc/push-stream.js';
 import { Backoff } from './backoff.js';
 
@@ -18,6 +23,8 @@ export class Routes {
   readonly #onTable: (routes: readonly Route[]) => void;
   #out: PushStream<WatchRoutesRequest> | undefined;
   #listeners: Listener[] = [];
+  /** The table as it was taken in last: its name, its version, and its routes by service. */
+  #table = { name: '', version: 0, routes: new Map<string, Route>() };
 
   /** @param onTable told of the whole table, at first and after each change; the last one stands while nothing comes. */
   constructor(controlPlane: string, gateway: string, log: Logger, onTable: (routes: readonly Route[]) => void) {
@@ -61,15 +68,21 @@ export class Routes {
   async #watch(signal: AbortSignal, onReached: () => void): Promise<void> {
     const channel = connect(this.#controlPlane);
     const out = new PushStream<WatchRoutesRequest>('route stream');
-    out.push({ message: { $case: 'hello', value: { gateway: this.#gateway, table: '', version: 0 } } });
+    out.push({
+      message: {
+        $case: 'hello',
+        value: { gateway: this.#gateway, table: this.#table.name, version: this.#table.version },
+      },
+    });
     if (this.#listeners.length > 0) {
       out.push({ message: { $case: 'listeners', value: { listeners: this.#listeners } } });
     }
     this.#out = out;
     try {
-      for await (const { routes } of createRpcClient(RoutingServiceDefinition, channel).watchRoutes(out, { signal })) {
+      const client = createRpcClient(RoutingServiceDefinition, channel);
+      for await (const response of client.watchRoutes(out, { signal })) {
         onReached();
-        this.#take(routes);
+        this.#take(response);
       }
     } finally {
       this.#out = undefined;
@@ -78,9 +91,24 @@ export class Routes {
     }
   }
 
+  /** Takes a whole table, or a change of the one before, in. */
+  #take({ routes, table, version, isChange, removed }: WatchRoutesResponse): void {
+    if (isChange && table !== this.#table.name) {
+      // It cannot be: what changed is not what we have. The whole of it comes over the next stream.
+      this.#table = { name: '', version: 0, routes: this.#table.routes };
+      throw new InitlessError('INTERNAL', `a change of the route table ${table} came to one that is not it`);
+    }
+    const next = new Map(isChange ? this.#table.routes : []);
+    for (const service of removed) next.delete(service);
+    for (const route of routes) next.set(route.service, route);
+    this.#table = { name: table, version, routes: next };
+    const changed = routes.map(({ service, hostPort }) => `${service}:${hostPort}`);
+    this.#log.info({ version, isChange, changed, removed, services: next.size }, 'route table');
+    this.#putInForce([...next.values()]);
+  }
+
   /** A fault in what is made of a table must not be taken for one of the stream. */
-  #take(routes: readonly Route[]): void {
-    this.#log.info({ services: routes.map(({ service, hostPort }) => `${service}:${hostPort}`) }, 'route table');
+  #putInForce(routes: readonly Route[]): void {
     try {
       this.#onTable(routes);
     } catch (error) {
