@@ -197,6 +197,8 @@ export class Copier {
     await timed(stages, 'fetch checkpoint', () => this.#fetch(client, source, wanted, file, progress, signal));
     const dir = await checkpoints.begin(config.checkpointName, config.serviceName, command.revision);
     try {
+      // The folders that one begins with are the copy's own to have, or not.
+      for (const name of await readdir(dir)) await rm(path.join(dir, name), { recursive: true });
       progress('copy', 'unpacking and comparing');
       return await timed(stages, 'unpack', async () => {
         await unpack(file, dir, manifest.entries, [MANIFEST], signal);
