@@ -6,6 +6,7 @@ import { runGateway } from '../../gateway/gateway.js';
 import {
   type Route,
   type RouteHost,
+  type RoutesHello,
   RoutingServiceDefinition,
   type WatchRoutesRequest,
   type WatchRoutesResponse,
@@ -45,6 +46,10 @@ export class GatewayHarness {
   /** What the gateway last said of its listeners. */
   listeners: Listener[] = [];
   readonly hellos: string[] = [];
+  /** The table that each hello named, as "NAME VERSION". */
+  readonly tables: string[] = [];
+  /** What a new stream is sent first; undefined: the whole table of {@link routes}. */
+  firstResponse: ((has: RoutesHello) => WatchRoutesResponse | undefined) | undefined;
   port = 0;
   httpPort = 0;
   routes: Route[] = [];
@@ -90,7 +95,12 @@ export class GatewayHarness {
   /** Makes this the route table. */
   setRoutes(routes: Route[]): void {
     this.routes = routes;
-    for (const watcher of this.#watchers) watcher.push(wholeTable(routes));
+    this.say(wholeTable(routes));
+  }
+
+  /** Sends that to the gateways, whatever it is. */
+  say(response: WatchRoutesResponse): void {
+    for (const watcher of this.#watchers) watcher.push(response);
   }
 
   async bootControlPlane(): Promise<void> {
@@ -237,11 +247,15 @@ export class GatewayHarness {
   async *#watch(requests: AsyncIterable<WatchRoutesRequest>, signal: AbortSignal): AsyncGenerator<WatchRoutesResponse> {
     const out = new PushStream<WatchRoutesResponse>('fake control plane');
     this.#watchers.add(out);
-    out.push(wholeTable(this.routes));
     signal.addEventListener('abort', () => out.end());
     const read = async () => {
       for await (const { message } of requests) {
-        if (message?.$case === 'hello') this.hellos.push(message.value.gateway);
+        if (message?.$case === 'hello') {
+          this.hellos.push(message.value.gateway);
+          this.tables.push(`${message.value.table} ${message.value.version}`);
+          const first = this.firstResponse ? this.firstResponse(message.value) : wholeTable(this.routes);
+          if (first !== undefined) out.push(first);
+        }
         if (message?.$case === 'listeners') this.listeners = message.value.listeners;
       }
       out.end();
