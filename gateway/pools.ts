@@ -23,6 +23,7 @@ export class Pools {
     this.#wake = new Wake(gateway, log, {
       up: (agent) => this.#each((pool) => pool.agentUp(agent)),
       down: (agent) => this.#each((pool) => pool.agentDown(agent)),
+      silent: (agent, silent) => this.#each((pool) => pool.agentSilent(agent, silent)),
       resumed: (lease) => this.#each((pool) => pool.resumed(lease)),
       recalled: (lease) => {
         this.#dropEarly(lease);
@@ -78,7 +79,12 @@ export class Pools {
     }
     pool.configure(
       route,
-      route.hosts.map(({ host, leaseAddress: agent }) => ({ agent, host, up: this.#wake.isUp(agent) })),
+      route.hosts.map(({ leaseAddress: agent, ...host }) => ({
+        ...host,
+        agent,
+        up: this.#wake.isUp(agent),
+        silent: this.#wake.isSilent(agent),
+      })),
       route.problem ? { error: errorOf(route.problem, service) } : noHost(service),
     );
   }

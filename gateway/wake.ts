@@ -38,6 +38,22 @@ export class Wake {
     return this.#streams.get(agent)?.up ?? false;
   }
 
+  /** Whether an agent is there and answers. */
+  answers(agent: string): boolean {
+    return this.isUp(agent) && !this.isSilent(agent);
+  }
+
+  /** Whether an agent's stream is there but it does not answer. */
+  isSilent(agent: string): boolean {
+    return this.#streams.get(agent)?.silent ?? false;
+  }
+
+  /** Hosts of all agents that routes name, and whether they are left out: their agent is not reached, or silent. */
+  get hosts(): { host: string; agent: string; leftOut: boolean }[] {
+    const streams = [...this.#streams.values()].filter(({ wanted }) => wanted);
+    return streams.map(({ host, address: agent, up, silent }) => ({ host, agent, leftOut: !up || silent }));
+  }
+
   /**
    * Asks an agent for a lease. `answer` is called once, unless the acquire is cancelled or the stream goes down first.
    * Returns what cancels it.

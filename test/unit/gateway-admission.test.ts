@@ -1,21 +1,21 @@
 import { describe, expect, test } from 'vitest';
-import {
-  type Action,
-  Admission,
-  AGENT_GRACE_MS,
-  type AgentChoice,
-  LEASE_GRACE_MS,
-  LINGER_MS,
-} from '../../gateway/admission.js';
+import { type Action, Admission, AGENT_GRACE_MS, LEASE_GRACE_MS, LINGER_MS } from '../../gateway/admission.js';
+import type { AgentChoice } from '../../gateway/choice.js';
 import { noHost } from '../../gateway/refusals.js';
 import { InitlessError } from '../../proto/rpc/errors.js';
 
 const LIMITS = { maxConcurrency: 2, queueLimit: 5, queueTimeoutMs: 1_000 };
 const ABSENT = noHost('demo');
-const error = (code: 'EXHAUSTED' | 'RESTORE_FAILED' | 'DEADLINE') => new InitlessError(code, `said ${code}`);
+const error = (code: 'EXHAUSTED' | 'ELSEWHERE' | 'RESTORE_FAILED' | 'DEADLINE') =>
+  new InitlessError(code, `said ${code}`);
+
+function choice(agent: string, changes: Partial<AgentChoice> = {}): AgentChoice {
+  const host = `host-${agent}`;
+  return { agent, host, up: true, silent: false, maxRunning: 10, parked: 0, draining: false, ...changes };
+}
 
 function choices(...names: string[]): AgentChoice[] {
-  return names.map((agent) => ({ agent, host: `host-${agent}`, up: true }));
+  return names.map((agent) => choice(agent));
 }
 
 function admission(agents = choices('a'), limits = LIMITS): Admission {
