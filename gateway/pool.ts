@@ -4,6 +4,7 @@ import { sleep } from '../proto/rpc/deadline.js';
 import { InitlessError } from '../proto/rpc/errors.js';
 import { type Action, Admission, type GrantedLease, LEASE_GRACE_MS, type Limits } from './admission.js';
 import type { Answer, HeldLease } from './agent-stream.js';
+import { capacityOf, type HostCapacity } from './capacity.js';
 import type { AgentChoice } from './choice.js';
 import { attemptToConnect } from './knock.js';
 import type { Metrics } from './metrics.js';
@@ -89,6 +90,8 @@ export class Pool {
   #timer: { at: number; handle: NodeJS.Timeout } | undefined;
   #nextTicket = 1;
   #queueTimeoutMs = 0;
+  /** Hosts of the route. */
+  #hosts: string[] = [];
   /** Agents whose instances are being looked at. */
   readonly #looking = new Set<string>();
   #closed = false;
@@ -108,6 +111,15 @@ export class Pool {
     return { waiting: this.#admission.waiting, inFlight: this.#admission.inFlight };
   }
 
+  /** What is held of each host. */
+  get capacity(): HostCapacity[] {
+    const leases = this.#admission.leases.flatMap(({ lease, ...counts }) => {
+      const held = this.#held.get(lease);
+      return held ? [{ ...counts, host: held.lease.host }] : [];
+    });
+    return capacityOf(leases, this.#hosts);
+  }
+
   /** Whether nothing is held, asked for or waited for. */
   get settled(): boolean {
     return this.#admission.settled;
@@ -116,6 +128,7 @@ export class Pool {
   /** Takes a route's limits and agents; `absent` answers requests while there are none. */
   configure(limits: Limits, agents: readonly AgentChoice[], absent: Refusal): void {
     this.#queueTimeoutMs = limits.queueTimeoutMs;
+    this.#hosts = agents.map(({ host }) => host);
     this.#carryOut(this.#admission.configure(limits, agents, absent, performance.now()));
   }
 

@@ -37,12 +37,18 @@ export class Pools {
         this.#each((pool) => pool.revoked(lease, neverRan));
       },
     });
-    metrics.onCollect(() =>
-      this.#each(({ service, counts }) => {
+    metrics.onCollect(() => {
+      this.#each(({ service, counts, capacity }) => {
         metrics.set('requests_in_flight', { service }, counts.inFlight);
         metrics.set('requests_waiting', { service }, counts.waiting);
-      }),
-    );
+        for (const { host, inFlight, slots, free } of capacity) {
+          metrics.set('host_requests_in_flight', { service, host }, inFlight);
+          metrics.set('host_slots', { service, host }, slots);
+          metrics.set('host_free_slots', { service, host }, free);
+        }
+      });
+      for (const { host, leftOut } of this.#wake.hosts) metrics.set('hosts_left_out', { host }, leftOut ? 1 : 0);
+    });
   }
 
   /** Takes the whole route table. Requests in flight to a service that left it go on; those that wait are refused. */

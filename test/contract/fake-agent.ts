@@ -1,3 +1,4 @@
+import net from 'node:net';
 import type { CallContext } from 'nice-grpc';
 import {
   type Acquire,
@@ -24,6 +25,60 @@ export interface AskedLease {
 
 /** What an agent does with an acquire. */
 export type Script = (asked: AskedLease) => void | Promise<void>;
+
+/** A TCP proxy in front of an agent: what cuts it off from gateways without a word, as a hung machine is. */
+export class Line {
+  readonly #server: net.Server;
+  readonly #sockets = new Set<net.Socket>();
+  #hangs = false;
+
+  private constructor(server: net.Server) {
+    this.#server = server;
+  }
+
+  /** A line to "ADDRESS:PORT". */
+  static async to(target: string): Promise<Line> {
+    const at = target.lastIndexOf(':');
+    const server = net.createServer((client) => {
+      const upstream = net.connect({ host: target.slice(0, at), port: Number(target.slice(at + 1)) });
+      for (const [from, to] of [
+        [client, upstream],
+        [upstream, client],
+      ] as const) {
+        line.#sockets.add(from);
+        from.on('error', () => {});
+        from.on('close', () => {
+          line.#sockets.delete(from);
+          to.destroy();
+        });
+        from.pipe(to);
+        if (line.#hangs) from.pause();
+      }
+    });
+    const line = new Line(server);
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', () => resolve()));
+    return line;
+  }
+
+  /** "ADDRESS:PORT" of this end. */
+  get address(): string {
+    return `127.0.0.1:${(this.#server.address() as net.AddressInfo).port}`;
+  }
+
+  /** Lets nothing through any more, though the kernel still accepts; or lets everything through that waits. */
+  hang(hangs: boolean): void {
+    this.#hangs = hangs;
+    for (const socket of this.#sockets) {
+      if (hangs) socket.pause();
+      else socket.resume();
+    }
+  }
+
+  close(): void {
+    this.#server.close();
+    for (const socket of this.#sockets) socket.destroy();
+  }
+}
 
 interface GrantedLease {
   id: string;

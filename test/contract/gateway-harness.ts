@@ -118,7 +118,7 @@ export class GatewayHarness {
     this.#watchers.clear();
   }
 
-  async bootGateway({ listen = ['127.0.0.1'], drainMs = 2_000 } = {}): Promise<void> {
+  async bootGateway({ listen = ['127.0.0.1'], drainMs = 2_000, id = 'gateway-test' } = {}): Promise<void> {
     const stop = new AbortController();
     const sink = { write: (line: string) => void this.log.push(JSON.parse(line)) };
     let done: Promise<void> = Promise.resolve();
@@ -128,7 +128,7 @@ export class GatewayHarness {
           controlPlane: `127.0.0.1:${this.#rpcPort}`,
           listen,
           http: { host: '127.0.0.1', port: 0 },
-          id: 'gateway-test',
+          id,
           drainMs,
           log: pino({ level: 'debug' }, sink),
           onStarted: (port) => {
@@ -279,8 +279,8 @@ export async function eventually(what: string, holds: () => boolean | Promise<bo
 }
 
 /** A host of a route, with room. */
-export function routeHost(host: string, leaseAddress: string): RouteHost {
-  return { host, leaseAddress, maxRunning: 10, parked: 0, draining: false };
+export function routeHost(host: string, leaseAddress: string, changes: Partial<RouteHost> = {}): RouteHost {
+  return { host, leaseAddress, maxRunning: 10, parked: 0, draining: false, ...changes };
 }
 
 function wholeTable(routes: Route[]): WatchRoutesResponse {
