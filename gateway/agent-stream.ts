@@ -96,7 +96,7 @@ export class AgentStream {
   wanted = true;
   readonly address: string;
   /** Its name, as the route says. */
-  readonly host: string;
+  host: string;
   readonly #gateway: string;
   readonly #log: Logger;
   readonly #events: WakeEvents;

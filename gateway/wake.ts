@@ -20,8 +20,10 @@ export class Wake {
   setAgents(agents: ReadonlyMap<string, string>): void {
     for (const [address, host] of agents) {
       const known = this.#streams.get(address);
-      if (known) known.wanted = true;
-      else {
+      if (known) {
+        known.wanted = true;
+        known.host = host;
+      } else {
         const whenSpare = (stream: AgentStream) => this.#drop(stream);
         this.#streams.set(address, new AgentStream(address, host, this.#gateway, this.#log, this.#events, whenSpare));
       }
