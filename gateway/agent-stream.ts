@@ -233,7 +233,10 @@ export class AgentStream {
     };
     signal.addEventListener('abort', stop, { once: true });
     try {
-      await waitForChannelReady(channel, new Date(Date.now() + CONNECT_MS));
+      const ready = waitForChannelReady(channel, new Date(Date.now() + CONNECT_MS));
+      // One that is closed is never ready, but says so only at the end of that time.
+      ready.catch(() => {});
+      await Promise.race([ready, aborted(signal)]);
       onReached();
       await this.#speak(channel, cut);
     } finally {
@@ -425,4 +428,15 @@ export class AgentStream {
   #keyOf(leaseId: string): string {
     return `${this.address} ${leaseId}`;
   }
+}
+
+/** Rejects with the signal's reason once it aborts. */
+function aborted(signal: AbortSignal): Promise<never> {
+  const promise = new Promise<never>((_, reject) => {
+    const end = () => reject(signal.reason);
+    if (signal.aborted) end();
+    else signal.addEventListener('abort', end, { once: true });
+  });
+  promise.catch(() => {});
+  return promise;
 }

@@ -16,6 +16,8 @@ import { createRpcServer, type RpcServer } from '../../proto/rpc/server.js';
 /** An acquire that waits for its answer. */
 export interface AskedLease {
   acquire: Acquire;
+  /** Who asks. */
+  gateway: string;
   /** Answers with a lease on an instance. Returns the lease's id. */
   grant(instance: string, address: string, slots?: number): string;
   /** The same, on an instance whose memory is still being filled. */
@@ -114,7 +116,8 @@ export class FakeAgent {
   readonly named: HeldLease[][] = [];
   #server: RpcServer | undefined;
   #port = 0;
-  readonly #streams = new Set<PushStream<LeaseResponse>>();
+  /** Streams, and the gateways that they are of. */
+  readonly #streams = new Map<PushStream<LeaseResponse>, string>();
   #nextLease = 1;
 
   constructor(script: Script) {
@@ -147,12 +150,14 @@ export class FakeAgent {
     this.#streams.clear();
   }
 
-  /** Reserves a parked instance for all gateways that are connected. Returns the lease's id. */
-  reserve(service: string, instance: string, address: string, slots = 100): string {
+  /** Reserves a parked instance for all gateways that are connected, or for one of them. Returns the lease's id. */
+  reserve(service: string, instance: string, address: string, slots = 100, only?: string): string {
     const leaseId = `lease-${this.#nextLease++}`;
     this.held.set(leaseId, { id: leaseId, instance });
     const value = { leaseId, service, instance, address, slots, origin: Origin.ORIGIN_RESTORED };
-    for (const out of this.#streams) out.push({ message: { $case: 'reserved', value } });
+    for (const [out, gateway] of this.#streams) {
+      if (only === undefined || gateway === only) out.push({ message: { $case: 'reserved', value } });
+    }
     return leaseId;
   }
 
@@ -160,18 +165,19 @@ export class FakeAgent {
   endFill(leaseId: string, failure?: string): void {
     this.filling.delete(leaseId);
     const problem = failure === undefined ? undefined : problemOf(new InitlessError('RESTORE_FAILED', failure));
-    for (const out of this.#streams) out.push({ message: { $case: 'fillEnded', value: { leaseId, problem } } });
+    for (const out of this.#streams.keys()) out.push({ message: { $case: 'fillEnded', value: { leaseId, problem } } });
   }
 
   /** Asks for what is not used of a lease. */
   recall(leaseId: string): void {
-    for (const out of this.#streams) out.push({ message: { $case: 'recall', value: { leaseIds: [leaseId] } } });
+    for (const out of this.#streams.keys()) out.push({ message: { $case: 'recall', value: { leaseIds: [leaseId] } } });
   }
 
   /** Ends a lease before it is released. */
   revoke(leaseId: string, neverRan = false, reason = GoneReason.GONE_REASON_CRASHED): void {
     this.held.delete(leaseId);
-    for (const out of this.#streams) out.push({ message: { $case: 'revoked', value: { leaseId, reason, neverRan } } });
+    for (const out of this.#streams.keys())
+      out.push({ message: { $case: 'revoked', value: { leaseId, reason, neverRan } } });
   }
 
   #implementation(): AgentServiceImplementation {
@@ -183,7 +189,7 @@ export class FakeAgent {
 
   async *#lease(requests: AsyncIterable<LeaseRequest>, context: CallContext): AsyncGenerator<LeaseResponse> {
     const out = new PushStream<LeaseResponse>('fake agent');
-    this.#streams.add(out);
+    this.#streams.set(out, '');
     context.signal.addEventListener('abort', () => out.end());
     const goodbye = () => {
       if (!context.signal.aborted) this.held.clear();
@@ -201,6 +207,7 @@ export class FakeAgent {
       switch (message?.$case) {
         case 'hello':
           this.hellos.push(message.value.gateway);
+          this.#streams.set(out, message.value.gateway);
           this.named.push(message.value.leases);
           this.#resume(message.value.leases, out);
           break;
@@ -261,6 +268,7 @@ export class FakeAgent {
     };
     return {
       acquire,
+      gateway: this.#streams.get(out) ?? '',
       grant: (instance, address, slots = 100) => grant(instance, address, slots, false),
       grantFilling: (instance, address, slots = 100) => grant(instance, address, slots, true),
       deny: (code, message, retryAfterMs = 0) => {

@@ -34,6 +34,7 @@ export interface Ask {
   body?: string | Buffer;
   agent?: http.Agent;
   port?: number;
+  host?: string;
 }
 
 /** A request's log line. */
@@ -56,7 +57,7 @@ export class GatewayHarness {
   #rpc: RpcServer | undefined;
   #rpcPort = 0;
   readonly #watchers = new Set<PushStream<WatchRoutesResponse>>();
-  #gateway: { stop: AbortController; done: Promise<void> } | undefined;
+  readonly #gateways: { stop: AbortController; done: Promise<void> }[] = [];
   readonly #cleanups: (() => Promise<void> | void)[] = [];
 
   private constructor(agent: FakeAgent) {
@@ -140,14 +141,14 @@ export class GatewayHarness {
       );
       done.catch(reject);
     });
-    this.#gateway = { stop, done };
+    this.#gateways.push({ stop, done });
   }
 
-  /** Stops the gateway; resolves when it has ended. */
+  /** Stops the gateways; resolves when they have ended. */
   async stopGateway(): Promise<void> {
-    this.#gateway?.stop.abort(new Error('the test is over'));
-    await this.#gateway?.done;
-    this.#gateway = undefined;
+    const gateways = this.#gateways.splice(0);
+    for (const { stop } of gateways) stop.abort(new Error('the test is over'));
+    await Promise.all(gateways.map(({ done }) => done));
   }
 
   /** An instance: an HTTP server on loopback. Gives "ADDRESS:PORT". */
@@ -201,9 +202,17 @@ export class GatewayHarness {
   }
 
   /** Asks the gateway, as a client, over a connection of its own. */
-  ask({ method = 'GET', path = '/', headers = {}, body, agent, port = this.port }: Ask = {}): Promise<Got> {
+  ask({
+    method = 'GET',
+    path = '/',
+    headers = {},
+    body,
+    agent,
+    port = this.port,
+    host = '127.0.0.1',
+  }: Ask = {}): Promise<Got> {
     return new Promise((resolve, reject) => {
-      const request = http.request({ host: '127.0.0.1', port, method, path, headers, agent: agent ?? false });
+      const request = http.request({ host, port, method, path, headers, agent: agent ?? false });
       request.on('error', reject);
       request.on('response', (response) => {
         const chunks: Buffer[] = [];
