@@ -275,7 +275,7 @@ class World {
     this.#apply(this.admission.done(key, this.now));
   }
 
-  /** As an agent does: never more slots on an instance than are free, all of them at once. */
+  /** As an agent does: never more slots on an instance than are free, all of them at once, and nothing of what is reserved. */
   #grant(number: number, share: boolean): void {
     const [acquire, asked] = this.#pick(this.acquires, number) ?? [];
     if (acquire === undefined || asked === undefined) return;
@@ -283,7 +283,9 @@ class World {
     this.acquires.delete(acquire);
     const key = `L${++this.#ids}`;
     const { maxConcurrency } = this.#limits;
-    const instances = [...this.leases.values()].filter((lease) => lease.agent === by).map(({ instance }) => instance);
+    const instances = [...this.leases.values()]
+      .filter((lease) => lease.agent === by && !lease.asleep)
+      .map(({ instance }) => instance);
     const free = (instance: string) =>
       [...this.leases.values()].reduce(
         (left, held) => left - (held.instance === instance ? held.slots : 0),
