@@ -46,8 +46,19 @@ export function revisionId(content: string, config: ServiceConfig): string {
   return createHash('sha256').update(text).digest('hex').slice(0, 12);
 }
 
+const effective = new WeakMap<ServiceRecord, WeakMap<object, ServiceConfig>>();
+
 /** The configuration that a revision serves with: its own keys as they were, all others as they are now. */
 export function effectiveConfig(record: ServiceRecord, revision: { config: ServiceConfig }): ServiceConfig {
+  // Asked for with every look at a service; neither is ever changed, only replaced.
+  const known = effective.get(record) ?? new WeakMap<object, ServiceConfig>();
+  effective.set(record, known);
+  const config = known.get(revision) ?? makeEffective(record, revision);
+  known.set(revision, config);
+  return config;
+}
+
+function makeEffective(record: ServiceRecord, revision: { config: ServiceConfig }): ServiceConfig {
   const own = revision.config.healthCheck;
   return {
     ...record.config,
@@ -74,14 +85,26 @@ export function assignmentOf(record: ServiceRecord, current: MadeRevision, share
 
 /** Whether two assignments say the same. */
 export function sameAssignment(a: ServiceAssignment, b: ServiceAssignment): boolean {
-  const share = (pool: PoolShare | undefined) => (pool ? canonicalJson(PoolShare.toJSON(pool)) : '');
-  const same = a.revision === b.revision && a.imageId === b.imageId && share(a.pool) === share(b.pool);
+  const same = a.revision === b.revision && a.imageId === b.imageId && sameShare(a.pool, b.pool);
   return same && sameConfig(a.config, b.config);
 }
 
+function sameShare(a: PoolShare | undefined, b: PoolShare | undefined): boolean {
+  return a === b || (a !== undefined && b !== undefined && SHARE_KEYS.every((key) => a[key] === b[key]));
+}
+
+const SHARE_KEYS = Object.keys(PoolShare.create()) as (keyof PoolShare)[];
+
 /** Whether two configurations say the same. */
 export function sameConfig(a: ServiceConfig | undefined, b: ServiceConfig | undefined): boolean {
-  const text = (config: ServiceConfig | undefined) =>
-    config === undefined ? '' : canonicalJson(ServiceConfig.toJSON(config));
-  return text(a) === text(b);
+  return a === b || textOf(a) === textOf(b);
+}
+
+const texts = new WeakMap<ServiceConfig, string>();
+
+function textOf(config: ServiceConfig | undefined): string {
+  if (config === undefined) return '';
+  const text = texts.get(config) ?? canonicalJson(ServiceConfig.toJSON(config));
+  texts.set(config, text);
+  return text;
 }
