@@ -46,8 +46,20 @@ export function revisionId(content: string, config: ServiceConfig): string {
   return createHash('sha256').update(text).digest('hex').slice(0, 12);
 }
 
+/** What was worked out before. Configurations are never changed in place, and decisions compare the same ones every second. */
+const EFFECTIVE = new WeakMap<ServiceConfig, WeakMap<ServiceConfig, ServiceConfig>>();
+const TEXTS = new WeakMap<ServiceConfig, string>();
+
 /** The configuration that a revision serves with: its own keys as they were, all others as they are now. */
 export function effectiveConfig(record: ServiceRecord, revision: { config: ServiceConfig }): ServiceConfig {
+  const known = EFFECTIVE.get(record.config) ?? new WeakMap<ServiceConfig, ServiceConfig>();
+  EFFECTIVE.set(record.config, known);
+  const config = known.get(revision.config) ?? merge(record, revision);
+  known.set(revision.config, config);
+  return config;
+}
+
+function merge(record: ServiceRecord, revision: { config: ServiceConfig }): ServiceConfig {
   const own = revision.config.healthCheck;
   return {
     ...record.config,
@@ -75,13 +87,17 @@ export function assignmentOf(record: ServiceRecord, current: MadeRevision, share
 /** Whether two assignments say the same. */
 export function sameAssignment(a: ServiceAssignment, b: ServiceAssignment): boolean {
   const share = (pool: PoolShare | undefined) => (pool ? canonicalJson(PoolShare.toJSON(pool)) : '');
-  const same = a.revision === b.revision && a.imageId === b.imageId && share(a.pool) === share(b.pool);
-  return same && sameConfig(a.config, b.config);
+  if (a.revision !== b.revision || a.imageId !== b.imageId) return false;
+  return (a.pool === b.pool || share(a.pool) === share(b.pool)) && sameConfig(a.config, b.config);
 }
 
 /** Whether two configurations say the same. */
 export function sameConfig(a: ServiceConfig | undefined, b: ServiceConfig | undefined): boolean {
-  const text = (config: ServiceConfig | undefined) =>
-    config === undefined ? '' : canonicalJson(ServiceConfig.toJSON(config));
-  return text(a) === text(b);
+  return a === b || (a !== undefined && b !== undefined && textOf(a) === textOf(b));
+}
+
+function textOf(config: ServiceConfig): string {
+  const text = TEXTS.get(config) ?? canonicalJson(ServiceConfig.toJSON(config));
+  TEXTS.set(config, text);
+  return text;
 }
