@@ -6,6 +6,7 @@ import path from 'node:path';
 import { pino } from 'pino';
 import { AgentServiceDefinition, type GetHostResponse } from '../proto/gen/initless/v1/agent.js';
 import type { ConnectRequest, ServiceAssignment } from '../proto/gen/initless/v1/fleet.js';
+import { TransferServiceDefinition } from '../proto/gen/initless/v1/transfer.js';
 import { Event } from '../proto/gen/initless/v1/types.js';
 import { repeat, sleep } from '../proto/rpc/deadline.js';
 import { toInitlessError } from '../proto/rpc/errors.js';
@@ -44,6 +45,9 @@ import { ownMemory, readMemory } from './runtime/memory.js';
 import { KernelNetns } from './runtime/netns.js';
 import { Runc } from './runtime/runc.js';
 import { readAgentSettings } from './settings.js';
+import { Copier } from './transfer/copier.js';
+import { Rate } from './transfer/rate.js';
+import { TransferService } from './transfer/transfer-service.js';
 
 const VERSION = (
   JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
@@ -201,6 +205,8 @@ async function main(): Promise<void> {
       return link.context(digest, stop);
     },
   });
+  const copier = new Copier({ docker, checkpoints, revisions, maker, staging: state('copies') });
+  const rate = new Rate();
   const commands = new Commands({
     host: settings.host,
     hostAddress: settings.advertise,
@@ -209,6 +215,7 @@ async function main(): Promise<void> {
     checkpoints,
     revisions,
     maker,
+    copier,
     logs,
     docker,
     sandboxes,
@@ -267,6 +274,7 @@ async function main(): Promise<void> {
               sandboxes.usePorts({ first: given.reservedPortFirst, last: given.reservedPortLast });
               instances.useRecycleWorkers(given.recycleWorkers);
               await sandboxes.useAgents(given.agents);
+              rate.set(given.copyRate);
               await checkpoints.moveTo(given.checkpointDir);
               checkpointDir = given.checkpointDir;
             },
@@ -275,10 +283,12 @@ async function main(): Promise<void> {
           log,
         );
 
-  const server = createRpcServer([AgentServiceDefinition.fullName], (method, error) =>
-    log.error({ method, error }, 'unexpected error'),
+  const server = createRpcServer(
+    [AgentServiceDefinition.fullName, TransferServiceDefinition.fullName],
+    (method, error) => log.error({ method, error }, 'unexpected error'),
   );
   server.add(AgentServiceDefinition, leaseService);
+  server.add(TransferServiceDefinition, new TransferService({ docker, checkpoints, revisions, rate, log }));
   const health = http.createServer((request, response) => {
     const ready = daemon.status.ready;
     const ok = request.url === '/healthz' || (request.url === '/readyz' && ready);
@@ -310,6 +320,7 @@ async function main(): Promise<void> {
   };
   const pool = new Pool(instances, log, (service) => pressure.mayPark(service), readAhead);
   await checkpoints.load();
+  await copier.sweep();
   await volumes.load();
   await assignments.load((error) =>
     log.error({ error: error.message }, 'the list of assignments is damaged; waiting for the control plane'),

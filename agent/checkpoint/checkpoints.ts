@@ -74,6 +74,8 @@ export class Checkpoints {
   readonly #making = new Set<string>();
   /** Folders that a newer checkpoint took the place of, but that instances may still read from. */
   readonly #retired = new Set<string>();
+  /** Folders that are being read for another host, and by how many. */
+  readonly #pins = new Map<string, number>();
 
   constructor(root: string, host: string, here: Fingerprint, log: Logger) {
     this.#root = root;
@@ -137,7 +139,7 @@ export class Checkpoints {
 
   /** Removes replaced checkpoints that no instance reads from any more. */
   async sweep(inUse: ReadonlySet<string>): Promise<void> {
-    for (const dir of [...this.#retired].filter((retired) => !inUse.has(retired))) {
+    for (const dir of [...this.#retired].filter((dir) => !inUse.has(dir) && !this.#pins.has(dir))) {
       this.#retired.delete(dir);
       this.#prefetcher.forget(dir);
       await rm(dir, { recursive: true, force: true });
@@ -187,17 +189,66 @@ export class Checkpoints {
     await writeFile(path.join(dir, MANIFEST), writeManifest(manifest), { mode: 0o400 });
     await sync(path.join(dir, MANIFEST));
     await sync(dir);
-    // Not where checkpoints are kept now: that may be on another disk, to which nothing can be renamed.
-    const parent = path.dirname(dir);
-    // Never the name of an earlier one: instances may be running on its layer.
-    const sealed = path.join(parent, `${facts.revision}-${Date.now().toString(36)}`);
-    await rename(dir, sealed);
-    this.#making.delete(dir);
-    await sync(parent);
+    const sealed = await this.#moveSealed(dir, facts.revision);
     const held = this.#hold(this.#held, sealed, manifest);
     held.spec = spec;
     held.verified = signature(sealed, entries);
     return checkpointOnWire(manifest, this.#host, sealed, false);
+  }
+
+  /**
+   * Seals a folder that holds a copy of another host's checkpoint, whose every entry was compared with its manifest.
+   *
+   * @param text of the manifest, as it is in the folder.
+   */
+  async sealCopy(dir: string, text: string, manifest: Manifest): Promise<Checkpoint> {
+    await rm(path.join(dir, MANIFEST), { force: true });
+    await syncTree(dir, manifest.entries);
+    await writeFile(path.join(dir, MANIFEST), text, { mode: 0o400 });
+    await sync(path.join(dir, MANIFEST));
+    await sync(dir);
+    const sealed = await this.#moveSealed(dir, manifest.revision);
+    const held = this.#hold(this.#held, sealed, manifest);
+    held.verified = signature(sealed, manifest.entries);
+    return checkpointOnWire(manifest, this.#host, sealed, false);
+  }
+
+  /** Gives a folder the name that makes it a checkpoint. */
+  async #moveSealed(dir: string, revision: string): Promise<string> {
+    // Not where checkpoints are kept now: that may be on another disk, to which nothing can be renamed.
+    const parent = path.dirname(dir);
+    // Never the name of an earlier one: instances may be running on its layer.
+    const sealed = path.join(parent, `${revision}-${Date.now().toString(36)}`);
+    await rename(dir, sealed);
+    this.#making.delete(dir);
+    await sync(parent);
+    return sealed;
+  }
+
+  /** Why a checkpoint cannot be restored on this machine; undefined when it can. */
+  misfit({ fingerprint }: Manifest): string | undefined {
+    return incompatibility(fingerprint, this.#here);
+  }
+
+  /** The text of a checkpoint's manifest; undefined when there is none of the revision that can be used. */
+  async manifestText(service: string, revision: string): Promise<string | undefined> {
+    const held = this.#held.get(keyOf(service, revision));
+    if (held === undefined || held.quarantined) return undefined;
+    return readFile(path.join(held.dir, MANIFEST), 'utf8');
+  }
+
+  /** Keeps a checkpoint's folder from being removed until it is released. Errors: NO_CHECKPOINT. */
+  pin(service: string, revision: string): { dir: string; release: () => void } {
+    const dir = this.#held.get(keyOf(service, revision))?.dir;
+    if (dir === undefined)
+      throw new InitlessError('NO_CHECKPOINT', `${service} has no checkpoint of revision ${revision}`);
+    this.#pins.set(dir, (this.#pins.get(dir) ?? 0) + 1);
+    const release = () => {
+      const left = (this.#pins.get(dir) ?? 1) - 1;
+      if (left === 0) this.#pins.delete(dir);
+      else this.#pins.set(dir, left);
+    };
+    return { dir, release };
   }
 
   /** Gives up a folder of {@link begin}. */

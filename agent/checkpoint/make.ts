@@ -74,18 +74,38 @@ export class Maker {
    */
   async prepare(command: PrepareRevision, progress: Progress, signal: AbortSignal): Promise<PreparedRevision> {
     const config = command.config as ServiceConfig;
-    const { checkpoints, revisions } = this.#parts;
-    const known = revisions.find(config.serviceName, command.revision);
-    if (known && !command.force) {
-      if (known.problem) return { imageId: known.imageId, checkpoint: undefined, problem: known.problem };
-      if (checkpoints.has(config.serviceName, command.revision)) {
-        progress('seal', `revision ${command.revision} has a checkpoint already`);
-        const checkpoint = await checkpoints.inspect(config.serviceName, command.revision, false);
-        return { imageId: known.imageId, checkpoint: { ...checkpoint, files: [] }, problem: undefined };
-      }
+    const existing = command.force ? undefined : await this.existing(config.serviceName, command.revision);
+    if (existing !== undefined) {
+      if (existing.checkpoint) progress('seal', `revision ${command.revision} has a checkpoint already`);
+      return existing;
     }
     const stages: StageTime[] = [];
     const record = await timed(stages, 'image', () => this.#image(command, config, progress, signal));
+    return this.checkpointOf(config, record, stages, progress, signal);
+  }
+
+  /** What is there of a revision; undefined when it has to be made. */
+  async existing(service: string, revision: string): Promise<PreparedRevision | undefined> {
+    const { checkpoints, revisions } = this.#parts;
+    const known = revisions.find(service, revision);
+    if (known?.problem) return { imageId: known.imageId, checkpoint: undefined, problem: known.problem };
+    if (!known || !checkpoints.has(service, revision)) return undefined;
+    const checkpoint = await checkpoints.inspect(service, revision, false);
+    return { imageId: known.imageId, checkpoint: { ...checkpoint, files: [] }, problem: undefined };
+  }
+
+  /**
+   * Starts a revision whose image is there, dumps it and seals it; one that cannot be checkpointed is kept with the problem.
+   * Errors: those of {@link prepare} but for the build's.
+   */
+  async checkpointOf(
+    config: ServiceConfig,
+    record: RevisionRecord,
+    stages: StageTime[],
+    progress: Progress,
+    signal: AbortSignal,
+  ): Promise<PreparedRevision> {
+    const { revisions } = this.#parts;
     try {
       const checkpoint = await this.#checkpoint(config, record, stages, progress, signal);
       await revisions.put({ ...record, problem: undefined });
@@ -116,15 +136,27 @@ export class Maker {
       (line) => progress('image', line),
       signal,
     );
+    return this.recordOf(image.id, config, command.revision, signal);
+  }
+
+  /** What is kept of a revision whose image is there. Errors: NOT_FOUND, ENGINE_DOWN, INTERNAL (Docker). */
+  async recordOf(
+    imageId: string,
+    config: ServiceConfig,
+    revision: string,
+    signal: AbortSignal,
+  ): Promise<RevisionRecord> {
+    const { docker } = this.#parts;
+    const image = await docker.image(imageId);
     // Each revision keeps its layers under a name of its own; the user's checkpoint tag follows the newest.
-    const imageName = `initless-revision/${config.serviceName}:${command.revision}`;
-    await docker.tag(image.id, imageName.split(':')[0] as string, command.revision);
+    const imageName = `initless-revision/${config.serviceName}:${revision}`;
+    await docker.tag(image.id, imageName.split(':')[0] as string, revision);
     const env = Object.entries(config.env).map(([key, value]) => `${key}=${value}`);
     const made = await docker.specOf(image, config.startCmd, env, config.serviceName, signal);
     const targets = config.volumes.map(({ target }) => target);
     return {
       service: config.serviceName,
-      revision: command.revision,
+      revision,
       imageId: image.id,
       imageName,
       spec: withoutReplaced(made, targets),

@@ -1,7 +1,9 @@
 import type {
   Command,
   ConnectRequest,
+  CopyRevision,
   DeleteRevisions,
+  PreparedRevision,
   PrepareRevision,
   ReadLog,
 } from '../../proto/gen/initless/v1/fleet.js';
@@ -17,6 +19,7 @@ import { measureStart } from '../instance/measure.js';
 import type { Volumes } from '../instance/volumes.js';
 import type { DockerEngine } from '../runtime/docker.js';
 import type { Sandboxes } from '../runtime/sandbox.js';
+import type { Copier } from '../transfer/copier.js';
 import type { Assignments } from './assignments.js';
 import type { Outcome } from './link.js';
 
@@ -29,6 +32,7 @@ export interface CommandParts {
   checkpoints: Checkpoints;
   revisions: Revisions;
   maker: Maker;
+  copier: Copier;
   logs: Logs;
   docker: DockerEngine;
   sandboxes: Sandboxes;
@@ -41,6 +45,8 @@ const PIECE_BYTES = 256 * 1024;
 /** Carries the control plane's commands out. Each may come twice and then does nothing new. */
 export class Commands {
   readonly #parts: CommandParts;
+  /** Revisions that are being made or copied. */
+  readonly #making = new Map<string, Promise<PreparedRevision>>();
 
   constructor(parts: CommandParts) {
     this.#parts = parts;
@@ -95,6 +101,7 @@ export class Commands {
         await this.#delete(action.value);
         return done();
       case 'copy':
+        return { $case: 'prepared', value: await this.#copy(action.value, send, signal) };
       case undefined:
         throw new InitlessError('UNSUPPORTED', 'a command that this agent does not know', {
           nextStep: "bring the host up to date with 'initless host up'",
@@ -102,17 +109,54 @@ export class Commands {
     }
   }
 
-  async #prepare(action: PrepareRevision, send: (message: ConnectRequest) => void, signal: AbortSignal) {
+  /**
+   * One command at a time for each revision. One that comes while another is under way, since the control plane did not hear
+   * how that ended, ends as that does.
+   */
+  #together(action: PrepareRevision | CopyRevision, work: () => Promise<PreparedRevision>): Promise<PreparedRevision> {
+    const key = `${action.config?.serviceName} ${action.revision}`;
+    const other = this.#making.get(key);
+    if (other !== undefined) return other;
+    const making = work().finally(() => this.#making.delete(key));
+    this.#making.set(key, making);
+    return making;
+  }
+
+  /** What is told while a revision is made or copied. */
+  #tellers(action: PrepareRevision | CopyRevision, send: (message: ConnectRequest) => void) {
     const service = action.config?.serviceName ?? '';
-    const { host } = this.#parts;
-    const about = { service, host, revision: action.revision, at: new Date() };
-    const progress = (stage: string, line: string) => {
-      const at = new Date();
-      send({ message: { $case: 'buildOutput', value: { service, revision: action.revision, stage, line, at } } });
+    const about = { service, host: this.#parts.host, revision: action.revision };
+    return {
+      progress: (stage: string, line: string) => {
+        const at = new Date();
+        send({ message: { $case: 'buildOutput', value: { service, revision: action.revision, stage, line, at } } });
+      },
+      event: (more: Parameters<typeof Event.fromPartial>[0]) => {
+        send({ message: { $case: 'event', value: Event.fromPartial({ ...about, at: new Date(), ...more }) } });
+      },
     };
-    const event = (more: Parameters<typeof Event.fromPartial>[0]) => {
-      send({ message: { $case: 'event', value: Event.fromPartial({ ...about, at: new Date(), ...more }) } });
-    };
+  }
+
+  #copy(action: CopyRevision, send: (message: ConnectRequest) => void, signal: AbortSignal) {
+    return this.#together(action, async () => {
+      const { progress, event } = this.#tellers(action, send);
+      const { prepared, from, stages } = await this.#parts.copier.copy(action, progress, signal);
+      const { checkpoint } = prepared;
+      const bytes = checkpoint ? `${checkpoint.size} bytes` : 'the image alone';
+      if (from !== '') event({ kind: 'checkpoint.copied', message: `${bytes} from ${from}`, stages });
+      else if (checkpoint && stages.length > 0) {
+        event({ kind: 'checkpoint.sealed', message: `${bytes} in ${checkpoint.path}`, stages: checkpoint.stages });
+      }
+      return prepared;
+    });
+  }
+
+  #prepare(action: PrepareRevision, send: (message: ConnectRequest) => void, signal: AbortSignal) {
+    return this.#together(action, () => this.#make(action, send, signal));
+  }
+
+  async #make(action: PrepareRevision, send: (message: ConnectRequest) => void, signal: AbortSignal) {
+    const { progress, event } = this.#tellers(action, send);
     event({ kind: 'revision.preparing', message: `making revision ${action.revision}` });
     try {
       const prepared = await this.#parts.maker.prepare(action, progress, signal);

@@ -1,3 +1,4 @@
+import { createReadStream } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import type { Readable } from 'node:stream';
@@ -102,6 +103,31 @@ export class DockerEngine {
       if (error instanceof InitlessError && error.code === 'NOT_FOUND') return false;
       throw error;
     }
+  }
+
+  /** An image with its layers as a tar archive, the same bytes each time. Errors: NOT_FOUND, ENGINE_DOWN. */
+  async save(id: string, signal: AbortSignal): Promise<Readable> {
+    const stream = (await this.#call(`image ${id}`, () => this.#docker.getImage(id).get())) as Readable;
+    const stop = () => stream.destroy(signal.reason);
+    signal.addEventListener('abort', stop, { once: true });
+    stream.on('close', () => signal.removeEventListener('abort', stop));
+    if (signal.aborted) stop();
+    return stream;
+  }
+
+  /** Takes in what {@link save} wrote to a file. Errors: ENGINE_DOWN, COPY_FAILED with what the engine said. */
+  async load(file: string, signal: AbortSignal): Promise<void> {
+    const archive = createReadStream(file, { highWaterMark: 1 << 20 });
+    const answer = (await this.#call('an image', () => this.#docker.loadImage(archive, { quiet: true }))) as Readable;
+    let said = '';
+    for await (const piece of answer) {
+      signal.throwIfAborted();
+      if (said.length < 100_000) said += String(piece);
+    }
+    const fault = /"error":"((?:[^"\\]|\\.)*)"/.exec(said)?.[1];
+    if (fault === undefined) return;
+    const full = /no space left on device/i.test(fault);
+    throw new InitlessError(full ? 'DISK_FULL' : 'COPY_FAILED', `the engine does not take the image in: ${fault}`);
   }
 
   /** Gives an image a further name, "repository:tag". */

@@ -192,6 +192,7 @@ export class World {
       case 'withdraw':
         this.#host(decision.host, (host) => ({
           ...host,
+          confirmed: new Map([...host.confirmed].filter(([service]) => service !== decision.service)),
           assignments: host.assignments.filter((one) => one.config?.serviceName !== decision.service),
         }));
         this.cooldowns.set(workKey('withdraw', decision.host, decision.service), this.now + 1_000);
