@@ -1,6 +1,7 @@
 import { type IntervalHistogram, monitorEventLoopDelay } from 'node:perf_hooks';
 import { type ServiceState, serviceStateToJSON } from '../../proto/gen/initless/v1/types.js';
 import { verdict } from '../core/view.js';
+import { PASS_BOUNDS_MS } from '../figures.js';
 import type { Reconciler } from '../reconciler.js';
 import type { Gateways } from './routing-service.js';
 
@@ -46,7 +47,6 @@ export function metrics({ reconciler, gateways }: MetricsParts, figures: Process
   }
   const connected = snapshot.hosts.filter((host) => host.connected);
   const { decisions, passes, totalMs } = reconciler.figures;
-  const passSeconds = (share: number) => reconciler.figures.quantile(share) / 1e3;
   const { user, system } = process.cpuUsage();
   const lines = [
     ...family('initless_services', 'gauge', 'Services by state.', labelled('state', [...states].sort())),
@@ -68,13 +68,19 @@ export function metrics({ reconciler, gateways }: MetricsParts, figures: Process
       'Decisions of the scheduler.',
       labelled('type', [...decisions].sort()),
     ),
-    ...family('initless_pass_seconds', 'summary', 'Time of a look at all services, the last 1,000.', [
-      ['{quantile="0.5"}', passSeconds(0.5)],
-      ['{quantile="0.99"}', passSeconds(0.99)],
-      ['{quantile="1"}', passSeconds(1)],
-      ['_sum', totalMs / 1e3],
-      ['_count', passes],
-    ]),
+    ...family(
+      'initless_pass_seconds',
+      'histogram',
+      'Time of one look at all services and hosts, with what it decides.',
+      [
+        ...reconciler.figures.upTo().map((count, index): [string, number] => {
+          return [`_bucket{le="${PASS_BOUNDS_MS[index]! / 1e3}"}`, count];
+        }),
+        ['_bucket{le="+Inf"}', passes],
+        ['_sum', totalMs / 1e3],
+        ['_count', passes],
+      ],
+    ),
     ...family('process_resident_memory_bytes', 'gauge', 'Resident memory.', [['', process.memoryUsage.rss()]]),
     ...family('process_cpu_seconds_total', 'counter', 'CPU time, user and system.', [['', (user + system) / 1e6]]),
     ...family('nodejs_eventloop_lag_p99_seconds', 'gauge', 'Delay of the event loop since the last look here.', [
