@@ -11,12 +11,14 @@ const OPTIONS: ChannelOptions = {
   'grpc.max_reconnect_backoff_ms': 2_000,
   // Ours are addresses of this machine or its networks: a proxy that is set for the outside must not get between.
   'grpc.enable_http_proxy': 0,
-  'grpc.max_receive_message_length': 4 * 1024 * 1024,
 };
 
+/** Messages up to this size are taken unless the caller says otherwise. */
+const MAX_MESSAGE_BYTES = 4 * 1024 * 1024;
+
 /** A channel to "HOST:PORT" with keep-alive and quick reconnects. The caller closes it. */
-export function connect(address: string) {
-  return createChannel(address, undefined, OPTIONS);
+export function connect(address: string, { maxMessageBytes = MAX_MESSAGE_BYTES } = {}) {
+  return createChannel(address, undefined, { ...OPTIONS, 'grpc.max_receive_message_length': maxMessageBytes });
 }
 
 /** A client for a service on a channel; its errors carry the details that {@link fromGrpcError} reads. */
