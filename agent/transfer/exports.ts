@@ -236,13 +236,11 @@ export class Exports {
 
   /** Chunks of a part, in pieces, no faster than the rate. Errors: NOT_FOUND, BUSY, BAD_REQUEST, those of reading. */
   async *read(request: FetchPartRequest, signal: AbortSignal): AsyncGenerator<Buffer> {
-    const { service, revision, part: id, first, count } = request;
+    const { part: id, first, count } = request;
     const one = this.#exports.get(keyOf(request));
     const ready = one && [...one.parts.values()].find(({ part }) => idOf(part) === id);
     if (one === undefined || ready === undefined) {
-      throw new InitlessError('NOT_FOUND', `that part of ${service}, revision ${revision}, is not ready here`, {
-        nextStep: 'ask for it again with ExportRevision',
-      });
+      throw notReady(request);
     }
     const { part, file } = ready;
     if (first + count > part.chunks.length) {
@@ -258,6 +256,12 @@ export class Exports {
         await this.#parts.rate.take(piece.length, signal);
         yield piece;
       }
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+      // Somebody removed what was made ready: it is all made anew.
+      this.#dropCheckpoint(one);
+      one.parts.clear();
+      throw notReady(request);
     } finally {
       leave();
       this.#leave(one);
@@ -296,6 +300,12 @@ export class Exports {
       await rm(one.folder, { recursive: true, force: true });
     }
   }
+}
+
+function notReady({ service, revision }: FetchPartRequest): InitlessError {
+  return new InitlessError('NOT_FOUND', `that part of ${service}, revision ${revision}, is not ready here`, {
+    nextStep: 'ask for it again with ExportRevision',
+  });
 }
 
 /** The files of a checkpoint that go one by one; the rest goes as an archive. */
