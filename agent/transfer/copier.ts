@@ -158,7 +158,7 @@ export class Copier {
       `revision ${command.revision} of ${serviceName} could not be copied: ${failures.join('; ') || 'no host to copy from'}`,
       {
         subject: serviceName,
-        nextStep: "see with 'initless host list' whether those hosts are there; it is tried again",
+        nextStep: "it is tried again; 'initless host ls' shows whether the hosts that have it are there",
       },
     );
   }
