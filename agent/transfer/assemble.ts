@@ -1,4 +1,4 @@
-import { chmod, lchown, mkdir, rename } from 'node:fs/promises';
+import { chmod, lchown, mkdir, readdir, rename, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { type TransferPart, TransferPartKind } from '../../proto/gen/initless/v1/transfer.js';
 import type { Entry, Manifest } from '../checkpoint/manifest.js';
@@ -64,6 +64,8 @@ export async function assemble(
   staged: readonly Staged[],
   signal: AbortSignal,
 ): Promise<void> {
+  // The folders that one begins with are the copy's own to have, or not.
+  for (const name of await readdir(dir)) await rm(path.join(dir, name), { recursive: true });
   // Parents come before what is in them: faultOf has made sure that there are such, and a manifest is sorted.
   const folders = entries.filter((entry) => entry.type === 'directory' && !inTree(entry));
   for (const { path: name } of folders) await mkdir(path.join(dir, name), { recursive: true, mode: 0o700 });

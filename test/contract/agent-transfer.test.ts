@@ -74,6 +74,12 @@ describe('a revision that is copied from another host', () => {
     expect(await b.parts()).toEqual([]);
   });
 
+  it('of a service without volumes can be used', async () => {
+    await a.holdCheckpoint(image, false);
+    expect((await b.copy(image, [a])).how).toBe('copied');
+    await b.checkpoints.inspect('web', REVISION, true);
+  });
+
   it('is not fetched again when it is there', async () => {
     await b.copy(image, [a]);
     b.dialled.length = 0;

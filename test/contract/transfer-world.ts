@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { mkdir, readdir, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import path from 'node:path';
 import type { Readable } from 'node:stream';
@@ -212,7 +212,7 @@ export class TransferHost {
   }
 
   /** Seals a checkpoint with one of everything that a folder can hold. */
-  async holdCheckpoint(imageId: string): Promise<void> {
+  async holdCheckpoint(imageId: string, volumes = true): Promise<void> {
     const { checkpoints } = this;
     const dir = await checkpoints.begin('web', 'web', REVISION);
     await writeFile(path.join(dir, 'criu/pages-1.img'), randomBytes(3 * MIB + 17));
@@ -235,8 +235,10 @@ export class TransferHost {
       // Its file would go with an orderly end.
       server.listen(path.join(layer, 'app.sock'), () => resolve()).unref();
     });
-    await mkdir(path.join(dir, 'volumes/0'));
-    await writeFile(path.join(dir, 'volumes/0/file'), 'in a volume');
+    if (volumes) {
+      await mkdir(path.join(dir, 'volumes/0'));
+      await writeFile(path.join(dir, 'volumes/0/file'), 'in a volume');
+    } else await rm(path.join(dir, 'volumes'), { recursive: true });
     const facts: Omit<Manifest, 'format' | 'entries' | 'createdAt' | 'fingerprint'> = {
       ...{ service: 'web', revision: REVISION, imageId, hostname: 'web', volumes: ['/data'], stages: [] },
       memory: CheckpointMemory.fromPartial({ mode: MemoryMode.MEMORY_MODE_MAPPED }),
