@@ -168,7 +168,9 @@ function rest(world: FleetWorld, happenings: readonly Step[]): void {
     ['kill', 'revive', 'cut', 'controlPlane', 'cordon', 'drain', 'uncordon', 'break', 'remove'].includes(what.do),
   ).length;
   for (const index of [0, 1, 2, 3]) {
-    const placed = world.decided.filter(({ decision }) => decision.type === 'place' && decision.service === `s${index}`);
+    const placed = world.decided.filter(
+      ({ decision }) => decision.type === 'place' && decision.service === `s${index}`,
+    );
     const most = HOSTS + (HOSTS + 1) * (disturbing + 1);
     if (placed.length > most) throw new Error(`s${index} was placed ${placed.length} times, ${most} at most were due`);
   }

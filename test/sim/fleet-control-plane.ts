@@ -136,7 +136,8 @@ export class SimControlPlane {
     if (this.#links.get(name) !== link) return;
     link.heardAt = this.#clock.now;
     this.#pools.observe(name, report, this.#clock.now);
-    const { engine, instances, checkpoints, assignments, volumeServices, revisions, memoryAvailable, portsFree } = report;
+    const { engine, instances, checkpoints, assignments, volumeServices, revisions, memoryAvailable, portsFree } =
+      report;
     this.#update(name, (host) => ({
       ...host,
       reported: true,

@@ -94,7 +94,8 @@ export function unsettled(world: FleetWorld): string[] {
     const told = [...hosts.values()].flatMap((host) => host.assignments.get(name) ?? []);
     const sum = (share: (one: (typeof told)[number]) => number) => told.reduce((all, one) => all + share(one), 0);
     const running = sum((one) => one.pool?.maxRunning ?? one.config!.maxPoolSize);
-    if (running !== config.maxPoolSize) faults.push(`the shares of ${name} sum to ${running}, not ${config.maxPoolSize}`);
+    if (running !== config.maxPoolSize)
+      faults.push(`the shares of ${name} sum to ${running}, not ${config.maxPoolSize}`);
     if (config.preStartPoolAuto) continue;
     const parked = sum((one) => one.pool?.parked ?? one.config!.preStartPoolSize);
     if (parked !== config.preStartPoolSize)
