@@ -19,6 +19,9 @@ const SILENCE_MS = 60_000;
 /** A manifest names every file that a service changed, and a part every chunk of a file: tens of thousands of either. */
 const MAX_MESSAGE_BYTES = 64 * 1024 * 1024;
 
+/** Bytes that may be on their way: with the default of 64 KiB every piece costs several round trips. */
+const WINDOW_BYTES = 4 * 1024 * 1024;
+
 /** What another host is the reason of: the next one may do better. What this host is the reason of has another class. */
 export class SourceFailure extends Error {
   /** It may be different once the parts were asked for again. */
@@ -46,7 +49,10 @@ export interface Source {
 
 /** A source over gRPC. */
 export function dialSource({ host, address }: CopySource, service: string, revision: string): Source {
-  const channel = connect(address, { 'grpc.max_receive_message_length': MAX_MESSAGE_BYTES });
+  const channel = connect(address, {
+    'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,
+    'grpc-node.flow_control_window': WINDOW_BYTES,
+  });
   const client = createRpcClient(TransferServiceDefinition, channel);
   const about = { service, revision };
   const call = async <T>(ms: number, what: string, signal: AbortSignal, work: (signal: AbortSignal) => Promise<T>) => {

@@ -85,8 +85,8 @@ export async function stage(
     for (const [first, count] of runsOf(missing)) {
       await fill(source, part, { first, count }, handle, tally, signal);
     }
+    // Not made durable: what a crash takes is found to be missing and fetched again, and a sealed checkpoint is made durable.
     await handle.truncate(part.size);
-    await handle.sync();
   } finally {
     await handle.close();
   }
