@@ -170,12 +170,21 @@ function fits(host: HostState, { fingerprint }: Checkpoint): boolean {
   );
 }
 
-const flagSets = new WeakMap<Fingerprint, ReadonlySet<string>>();
+/** Most machines of a fleet are alike: their flags are the same text, and need not be gone through one by one. */
+const flags = new WeakMap<Fingerprint, { all: ReadonlySet<string>; text: string }>();
+
+function flagsOf(fingerprint: Fingerprint) {
+  const found = flags.get(fingerprint) ?? {
+    all: new Set(fingerprint.cpuFlags),
+    text: fingerprint.cpuFlags.join(' '),
+  };
+  flags.set(fingerprint, found);
+  return found;
+}
 
 function hasFlags(here: Fingerprint, wanted: Fingerprint): boolean {
-  const known = flagSets.get(here) ?? new Set(here.cpuFlags);
-  flagSets.set(here, known);
-  return wanted.cpuFlags.every((flag) => known.has(flag));
+  const { all, text } = flagsOf(here);
+  return text === flagsOf(wanted).text || wanted.cpuFlags.every((flag) => all.has(flag));
 }
 
 /** It goes on making revisions while it is there; else one that holds what serves takes over, else any. */
