@@ -21,6 +21,8 @@ export interface ReconcilerParts {
   builds: BuildLog;
   /** The settings that decisions depend on. */
   policy: () => Policy;
+  /** The store has lost what was in it. */
+  recovering?: boolean;
   /** Told what goes wrong without anybody waiting for it. */
   onError: (what: string, error: unknown) => void;
 }
@@ -105,6 +107,7 @@ export class Reconciler {
       pools: this.#parts.pools.plans(),
       memory: this.#parts.pools.memory(),
       policy: this.#parts.policy(),
+      recovering: this.#parts.recovering ?? false,
     };
   }
 

@@ -259,6 +259,7 @@ function tidy(host: HostState, snapshot: Snapshot, now: number): Decision[] {
   const served = new Set(host.assignments.flatMap((one) => (one.config ? [one.config.serviceName] : [])));
   for (const service of served) {
     const record = records.get(service);
+    if (record === undefined && snapshot.recovering) continue;
     if (record !== undefined && isEnabled(record) && !mayGo(record, host, snapshot)) continue;
     if (isBusy(snapshot, 'withdraw', host.name, service, now)) continue;
     const drained = host.drainingSince !== undefined && record !== undefined && isEnabled(record);

@@ -51,7 +51,7 @@ export function serviceView(record: ServiceRecord, snapshot: Snapshot, listeners
 function serviceHosts(record: ServiceRecord, snapshot: Snapshot): ServiceHost[] {
   const { name, config } = record;
   const left = hostsAround(record, snapshot).filter(
-    (host) => !record.hosts.includes(host.name) && assignmentAt(host, name),
+    (host) => host.connected && !record.hosts.includes(host.name) && assignmentAt(host, name),
   );
   return [...record.hosts, ...left.map((host) => host.name)].map((at): ServiceHost => {
     const host = lookup(snapshot).hosts.get(at);
