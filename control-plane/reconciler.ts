@@ -39,7 +39,7 @@ const TIMES_MS = { assign: ASSIGN_MS, copy: BUILD_MS, withdraw: QUICK_MS, delete
 const PAUSES_MS = [1_000, 5_000, 15_000, 60_000];
 /** After a command that succeeded, the host's report is given this long to show it. */
 const DONE_PAUSE_MS = 6_000;
-/** Decisions are made at most this often: in a storm of changes many of them are seen in one pass. */
+/** Decisions are made this long after the last ones: in a storm of changes many are seen in one pass, and reports are read between. */
 const PASS_EVERY_MS = 25;
 /** After the store refused a change. */
 const STORE_PAUSE_MS = 5_000;
@@ -119,12 +119,12 @@ export class Reconciler {
     // Not within the change that woke us: what else changes with it is seen in one pass.
     const wait = this.#passedAt + PASS_EVERY_MS - performance.now();
     const pass = () => {
-      this.#passedAt = performance.now();
       this.#pass()
         .catch((error: unknown) => this.#parts.onError('deciding what to do next', error))
         .finally(() => {
           this.#passing = false;
           this.changes.tell();
+          this.#passedAt = performance.now();
           if (this.#again) this.#wake();
         });
     };

@@ -56,7 +56,7 @@ export function explain(record: ServiceRecord, snapshot: Snapshot, now: number):
     return {
       host,
       placed,
-      reasons: [...texts, ...merits],
+      reasons: [...texts, ...merits()],
       parked: share?.parked ?? 0,
       maxRunning: share?.maxRunning ?? 0,
     };

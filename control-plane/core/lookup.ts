@@ -31,16 +31,23 @@ const NONE: readonly never[] = [];
 const lookups = new WeakMap<Snapshot, Lookup>();
 const groups = new WeakMap<readonly object[], ReadonlyMap<string, readonly object[]>>();
 const assignments = new WeakMap<readonly ServiceAssignment[], ReadonlyMap<string, ServiceAssignment>>();
-const around = new WeakMap<Snapshot, Map<ServiceRecord, readonly HostState[]>>();
+const around = new WeakMap<readonly HostState[], Map<ServiceRecord, readonly HostState[]>>();
+const fleets = new WeakMap<readonly HostState[], Pick<Lookup, 'hosts' | 'positions' | 'having'>>();
+const registries = new WeakMap<readonly ServiceRecord[], Pick<Lookup, 'records' | 'loads'>>();
+const services = new WeakMap<HostState, readonly string[]>();
 
 /** What is in a snapshot, by name. */
 export function lookup(snapshot: Snapshot): Lookup {
   return remember(lookups, snapshot, () => ({
-    hosts: new Map(snapshot.hosts.map((host) => [host.name, host])),
-    records: new Map(snapshot.services.map((record) => [record.name, record])),
-    positions: new Map(snapshot.hosts.map((host, index) => [host.name, index])),
-    having: having(snapshot.hosts),
-    loads: loads(snapshot.services),
+    ...remember(fleets, snapshot.hosts, () => ({
+      hosts: new Map(snapshot.hosts.map((host) => [host.name, host])),
+      positions: new Map(snapshot.hosts.map((host, index) => [host.name, index])),
+      having: having(snapshot.hosts),
+    })),
+    ...remember(registries, snapshot.services, () => ({
+      records: new Map(snapshot.services.map((record) => [record.name, record])),
+      loads: loads(snapshot.services),
+    })),
     work: group(snapshot.work, (work) => work.service),
   }));
 }
@@ -63,7 +70,7 @@ export function workOn(snapshot: Snapshot, service: string): readonly Work[] {
 
 /** Hosts that a service is placed on, or was made on, or that have anything of it; in the snapshot's order. */
 export function hostsAround(record: ServiceRecord, snapshot: Snapshot): readonly HostState[] {
-  const known = remember(around, snapshot, () => new Map<ServiceRecord, readonly HostState[]>());
+  const known = remember(around, snapshot.hosts, () => new Map<ServiceRecord, readonly HostState[]>());
   const before = known.get(record);
   if (before !== undefined) return before;
   const { hosts, positions, having: all } = lookup(snapshot);
@@ -89,19 +96,28 @@ function assignmentsIn(list: readonly ServiceAssignment[]): ReadonlyMap<string, 
 function having(hosts: readonly HostState[]): Map<string, HostState[]> {
   const found = new Map<string, HostState[]>();
   for (const host of hosts) {
-    const services = new Set([
-      ...assignmentsIn(host.assignments).keys(),
-      ...host.confirmed.keys(),
-      ...host.volumeServices,
-      ...[host.instances, host.checkpoints, host.revisions].flatMap((list) => list.map((one) => one.service)),
-    ]);
-    for (const service of services) {
+    for (const service of servicesAt(host)) {
       const list = found.get(service);
       if (list === undefined) found.set(service, [host]);
       else list.push(host);
     }
   }
   return found;
+}
+
+/** Services that a host has anything of. */
+function servicesAt(host: HostState): readonly string[] {
+  return remember(services, host, () => {
+    const found = new Set([
+      ...assignmentsIn(host.assignments).keys(),
+      ...host.confirmed.keys(),
+      ...host.volumeServices,
+    ]);
+    for (const list of [host.instances, host.checkpoints, host.revisions]) {
+      for (const { service } of list) found.add(service);
+    }
+    return [...found];
+  });
 }
 
 function loads(services: readonly ServiceRecord[]): Map<string, Load> {

@@ -17,8 +17,8 @@ export interface Judgement {
   mayStay: boolean;
   /** All that speaks against placing it there anew, a sentence each. */
   refusals: string[];
-  /** What speaks for it, a sentence each. */
-  merits: string[];
+  /** What speaks for it, a sentence each. Put into words when it is asked for only: a choice looks at all hosts. */
+  merits: () => string[];
   /** Smaller is better, the first difference decides. */
   rank: readonly number[];
 }
@@ -102,7 +102,7 @@ function judge(record: ServiceRecord, host: HostState, context: Context): Judgem
   const { snapshot, now, pinned, model } = context;
   const phase = phaseOf(host, snapshot.policy, now);
   const placed = record.hosts.includes(host.name);
-  const { refusals, merits } = { refusals: [] as string[], merits: [] as string[] };
+  const refusals: string[] = [];
   if (phase !== 'ready') {
     const seconds = Math.round((now - host.since) / 1_000);
     refusals.push(phase === 'away' ? `it has been away for ${seconds} s` : `it is lost: away for ${seconds} s`);
@@ -121,11 +121,13 @@ function judge(record: ServiceRecord, host: HostState, context: Context): Judgem
   }
   const wanted = record.pending?.id ?? record.current?.id;
   const checkpoint = hasCheckpoint(host, record.name, wanted);
-  if (checkpoint) merits.push(`it has the checkpoint of revision ${wanted}`);
   const misfit = model !== undefined && !checkpoint && !fits(host, model);
-  if (misfit) merits.push(`the checkpoint of ${model.host} does not fit its machine: it would have to make its own`);
   const { placed: load, first: firsts } = loadOn(host, record, context);
-  merits.push(`${load} other services are placed on it, and ${mib(host.memoryAvailable)} of its memory are free`);
+  const merits = () => [
+    ...(checkpoint ? [`it has the checkpoint of revision ${wanted}`] : []),
+    ...(misfit ? [`the checkpoint of ${model.host} does not fit its machine: it would have to make its own`] : []),
+    `${load} other services are placed on it, and ${mib(host.memoryAvailable)} of its memory are free`,
+  ];
   const rank = [checkpoint ? 0 : 1, misfit ? 1 : 0, load, firsts, -Math.floor(host.memoryAvailable / 2 ** 30)];
   return { host: host.name, placed, mayStay, refusals, merits, rank };
 }
@@ -170,12 +172,21 @@ function fits(host: HostState, { fingerprint }: Checkpoint): boolean {
   );
 }
 
-const flagSets = new WeakMap<Fingerprint, ReadonlySet<string>>();
+/** Most machines of a fleet are alike: their flags are the same text, and need not be gone through one by one. */
+const flags = new WeakMap<Fingerprint, { all: ReadonlySet<string>; text: string }>();
+
+function flagsOf(fingerprint: Fingerprint) {
+  const found = flags.get(fingerprint) ?? {
+    all: new Set(fingerprint.cpuFlags),
+    text: fingerprint.cpuFlags.join(' '),
+  };
+  flags.set(fingerprint, found);
+  return found;
+}
 
 function hasFlags(here: Fingerprint, wanted: Fingerprint): boolean {
-  const known = flagSets.get(here) ?? new Set(here.cpuFlags);
-  flagSets.set(here, known);
-  return wanted.cpuFlags.every((flag) => known.has(flag));
+  const { all, text } = flagsOf(here);
+  return text === flagsOf(wanted).text || wanted.cpuFlags.every((flag) => all.has(flag));
 }
 
 /** It goes on making revisions while it is there; else one that holds what serves takes over, else any. */

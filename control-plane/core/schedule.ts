@@ -269,9 +269,13 @@ function tidy(host: HostState, snapshot: Snapshot, now: number): Decision[] {
   for (const service of new Set([...host.checkpoints.map((one) => one.service), ...host.volumeServices])) {
     const record = records.get(service);
     // What belongs to no service that we know is left for a person to judge.
-    if (record === undefined || !isSettled(record, snapshot)) continue;
-    const keep = keptAt(record, host, snapshot);
+    if (record === undefined) continue;
     const held = ofService(host.checkpoints, service);
+    // The rule: it has what serves, where that is to serve, and nothing else.
+    const isAsItShould = !record.removed && record.hosts.includes(host.name);
+    if (isAsItShould && held.every((one) => one.revision === record.current?.id)) continue;
+    if (!isSettled(record, snapshot)) continue;
+    const keep = keptAt(record, host, snapshot);
     const volumesGo = record.removed && host.volumeServices.includes(service);
     if ((held.every((one) => keep.includes(one.revision)) && !volumesGo) || (record.removed && served.has(service))) {
       continue;

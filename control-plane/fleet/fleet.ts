@@ -49,6 +49,8 @@ export class Fleet {
   readonly changes = new Changes();
   readonly #parts: FleetParts;
   readonly #hosts = new Map<string, HostState>();
+  /** The same as a list; what is worked out from it holds until a host changes. */
+  #list: readonly HostState[] | undefined;
   readonly #links = new Map<string, HostLink>();
   /** Hosts that were said to be lost, and have not come back. */
   readonly #lost = new Set<string>();
@@ -62,8 +64,9 @@ export class Fleet {
   }
 
   /** All hosts, by name. */
-  list(): HostState[] {
-    return [...this.#hosts.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+  list(): readonly HostState[] {
+    this.#list ??= [...this.#hosts.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+    return this.#list;
   }
 
   /** The connection to a host. Errors: AGENT_DOWN, with what to do. */
@@ -173,6 +176,7 @@ export class Fleet {
   async #forget(name: string): Promise<void> {
     await this.#parts.store.deleteHost(name);
     this.#hosts.delete(name);
+    this.#list = undefined;
     this.#lost.delete(name);
     this.#tellSoon();
   }
@@ -241,6 +245,7 @@ export class Fleet {
     const { name: _, ...fresh } = unseen({ name, leaseAddress, identity, cordoned: false }, now);
     const before = isAnother ? { ...fresh, name } : known;
     this.#lost.delete(name);
+    this.#list = undefined;
     this.#hosts.set(name, {
       ...before,
       ...{ leaseAddress, agentVersion, fingerprint, cpus, memoryTotal, identity },
@@ -319,6 +324,7 @@ export class Fleet {
     if (host === undefined) return;
     const { after, changed } = withReport(host, report);
     this.#hosts.set(name, after);
+    this.#list = undefined;
     if (changed) this.changes.tell();
   }
 
@@ -326,6 +332,7 @@ export class Fleet {
     const host = this.#hosts.get(name);
     if (host === undefined) return;
     this.#hosts.set(name, change(host));
+    this.#list = undefined;
     this.changes.tell();
   }
 

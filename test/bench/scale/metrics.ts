@@ -46,11 +46,13 @@ export function decisionsOf({ decisions }: Pick<Scrape, 'decisions'>): number {
   return Object.values(decisions).reduce((sum, count) => sum + count, 0);
 }
 
-/** The time that a share of the passes between two scrapes did not exceed, seconds; within a bucket, by its share of it. */
+/** The time that a share of the passes between two scrapes did not exceed, seconds; within a bucket, by its share of it. 0: no pass. */
 export function passQuantile(before: Scrape, after: Scrape, share: number): number {
   const earlier = new Map(before.buckets);
   const counts = after.buckets.map(([bound, count]): [number, number] => [bound, count - (earlier.get(bound) ?? 0)]);
-  const wanted = (counts.at(-1)?.[1] ?? 0) * share;
+  const all = counts.at(-1)?.[1] ?? 0;
+  if (all === 0) return 0;
+  const wanted = all * share;
   let [low, below] = [0, 0];
   for (const [bound, count] of counts) {
     if (count >= wanted && count > below) {
