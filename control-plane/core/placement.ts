@@ -37,7 +37,8 @@ export interface Placement {
  * there are as many as `spread` says. Where no host is left, it stays where it was: that host may come back.
  */
 export function placementOf(record: ServiceRecord, snapshot: Snapshot, now: number): Placement {
-  const judgements = snapshot.hosts.map((host) => judge(record, host, snapshot, now));
+  const model = checkpointsOf(record, snapshot)[0];
+  const judgements = snapshot.hosts.map((host) => judge(record, host, model, snapshot, now));
   const byName = new Map(judgements.map((one) => [one.host, one]));
   const spread = hasNamedVolumes(record) ? 1 : Math.max(1, record.config.spread);
   const kept = record.hosts.filter((name) => byName.get(name)?.mayStay).slice(0, spread);
@@ -63,7 +64,13 @@ function compareRanks(a: readonly number[], b: readonly number[]): number {
   return at === -1 ? 0 : a[at]! - b[at]!;
 }
 
-function judge(record: ServiceRecord, host: HostState, snapshot: Snapshot, now: number): Judgement {
+function judge(
+  record: ServiceRecord,
+  host: HostState,
+  model: Checkpoint | undefined,
+  snapshot: Snapshot,
+  now: number,
+): Judgement {
   const phase = phaseOf(host, snapshot.policy, now);
   const placed = record.hosts.includes(host.name);
   const { refusals, merits } = { refusals: [] as string[], merits: [] as string[] };
@@ -87,7 +94,6 @@ function judge(record: ServiceRecord, host: HostState, snapshot: Snapshot, now: 
   const wanted = record.pending?.id ?? record.current?.id;
   const checkpoint = hasCheckpoint(host, record.name, wanted);
   if (checkpoint) merits.push(`it has the checkpoint of revision ${wanted}`);
-  const model = checkpointsOf(record, snapshot)[0];
   const misfit = model !== undefined && !checkpoint && !fits(host, model);
   if (misfit) merits.push(`the checkpoint of ${model.host} does not fit its machine: it would have to make its own`);
   const others = snapshot.services.filter((one) => !one.removed && one.name !== record.name);

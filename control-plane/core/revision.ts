@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { PoolShare, type ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
+import type { PoolShare, ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
 import { ServiceConfig } from '../../proto/gen/initless/v1/types.js';
 import { canonicalJson } from './canonical.js';
 import type { MadeRevision, ServiceRecord } from './model.js';
@@ -86,9 +86,15 @@ export function assignmentOf(record: ServiceRecord, current: MadeRevision, share
 
 /** Whether two assignments say the same. */
 export function sameAssignment(a: ServiceAssignment, b: ServiceAssignment): boolean {
-  const share = (pool: PoolShare | undefined) => (pool ? canonicalJson(PoolShare.toJSON(pool)) : '');
   if (a.revision !== b.revision || a.imageId !== b.imageId) return false;
-  return (a.pool === b.pool || share(a.pool) === share(b.pool)) && sameConfig(a.config, b.config);
+  return sameShare(a.pool, b.pool) && sameConfig(a.config, b.config);
+}
+
+function sameShare(a: PoolShare | undefined, b: PoolShare | undefined): boolean {
+  if (a === undefined || b === undefined) return a === b;
+  const { parked, ready, usefulness, maxRunning, elsewhere } = a;
+  const same = parked === b.parked && ready === b.ready && usefulness === b.usefulness;
+  return same && maxRunning === b.maxRunning && elsewhere === b.elsewhere;
 }
 
 /** Whether two configurations say the same. */

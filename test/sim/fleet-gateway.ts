@@ -100,7 +100,8 @@ export class SimGateway {
       if (stand.has(lease)) admission?.resumed(lease);
       else this.revoked([lease], false);
     }
-    for (const [service, admission] of this.#services) this.#carryOut(service, admission.agentUp(host, this.#clock.now));
+    for (const [service, admission] of this.#services)
+      this.#carryOut(service, admission.agentUp(host, this.#clock.now));
   }
 
   /** A host is gone: what was sent to it is cut, and its stream with it. */

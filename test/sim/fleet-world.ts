@@ -51,18 +51,13 @@ export class FleetWorld {
   constructor({ seed, hosts, gateways = 1, policy, times, tickMs = 1_000 }: WorldOptions) {
     this.random = randomFrom(seed);
     const { clock } = this;
-    this.controlPlane = new SimControlPlane(
-      clock,
-      { hostTimeoutMs: 15_000, keepRevisions: 2, ...policy },
-      tickMs,
-      {
-        host: (name) => this.hosts.get(name)!,
-        decided: (decisions) => {
-          for (const decision of decisions) this.decided.push({ at: clock.now, decision });
-        },
-        routes: (routes) => this.#tellRoutes(routes),
+    this.controlPlane = new SimControlPlane(clock, { hostTimeoutMs: 15_000, keepRevisions: 2, ...policy }, tickMs, {
+      host: (name) => this.hosts.get(name)!,
+      decided: (decisions) => {
+        for (const decision of decisions) this.decided.push({ at: clock.now, decision });
       },
-    );
+      routes: (routes) => this.#tellRoutes(routes),
+    });
     for (let index = 1; index <= gateways; index++) {
       const name = `gateway${index}`;
       this.gateways.push(
