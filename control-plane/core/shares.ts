@@ -14,12 +14,16 @@ export function divide(total: number, parts: number): number[] {
  * The shares sum to `max_pool_size` and to the number to park. A share grows only by what others have given up, as far as is
  * known: a host that is away keeps its own until it is lost, and one that still runs more than its share counts with what
  * it runs. So the instances that run never exceed the total, but for those on a host that is counted as lost and is not.
+ * After a start of the control plane shares stay as they were told until every host that may have one has said so, or is lost.
  */
 export function sharesOf(record: ServiceRecord, snapshot: Snapshot, now: number): Map<string, PoolShare> {
   const { config, current, name } = record;
   const there = (host: HostState) => phaseOf(host, snapshot.policy, now) !== 'lost';
   const placed = record.hosts.flatMap((one) => lookup(snapshot).hosts.get(one) ?? []).filter(there);
   const members = placed.filter((host) => assignmentAt(host, name) || (current && holds(host, name, current)));
+  if (snapshot.hosts.some((host) => there(host) && isUnheard(host, record))) {
+    return new Map(members.map((host) => [host.name, shareTold(host, name)]));
+  }
   const total = config.maxPoolSize;
   const wanted = new Map(divide(total, members.length).map((count, index) => [members[index]!.name, count]));
   const inForce = (host: HostState) => {
@@ -59,6 +63,19 @@ export function sharesOf(record: ServiceRecord, snapshot: Snapshot, now: number)
       ];
     }),
   );
+}
+
+/** Whether a host has said nothing since the control plane started, and may have a share. */
+function isUnheard({ name, engine, since }: HostState, { hosts, current }: ServiceRecord): boolean {
+  return engine === undefined && (hosts.includes(name) || (current !== undefined && current.madeAt < since));
+}
+
+/** The share that a host was told; one that was told nothing gets none yet. */
+function shareTold(host: HostState, service: string): PoolShare {
+  const told = assignmentAt(host, service);
+  if (told === undefined) return { parked: 0, ready: 0, usefulness: 0, maxRunning: 0, elsewhere: true };
+  const { preStartPoolSize: parked, maxPoolSize: maxRunning } = told.config!;
+  return told.pool ?? { parked, ready: parked + maxRunning, usefulness: 4, maxRunning, elsewhere: false };
 }
 
 /** What each host is to keep parked; what one has no memory for goes to those that have. */

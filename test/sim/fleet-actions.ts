@@ -87,7 +87,7 @@ export function live(seed: number, happenings: readonly Step[]): FleetWorld {
   const apply = (index: number) => {
     const { content, max, parked, enabled } = configured[index]!;
     const keys = { max_pool_size: max, pre_start_pool_size: parked, is_enabled: enabled, spread: index === 1 ? 2 : 3 };
-    const more = Object.entries({ ...keys, max_concurrency: index + 1, idle_timeout: 10 });
+    const more = Object.entries({ ...keys, max_concurrency: index + 1, idle_timeout: 0.5 });
     world.apply(`s${index}`, `v${content}`, more.map(([key, value]) => `${key}: ${value}\n`).join(''));
   };
   for (const index of configured.keys()) apply(index);
@@ -111,22 +111,29 @@ function happen(world: FleetWorld, what: Happening, configured: Configured[], ap
         world.clock.after(index * what.everyMs, () => world.request(service, what.durationMs * world.random()));
       return;
     case 'kill':
-      return world.kill(host, what.wiped);
+      world.kill(host, what.wiped);
+      return;
     case 'revive':
       for (const name of world.hosts.keys()) world.revive(name);
       return;
     case 'cut':
-      return world.cut(host, what.ms);
+      world.cut(host, what.ms);
+      return;
     case 'break':
-      return world.breakLink(host);
+      world.breakLink(host);
+      return;
     case 'controlPlane':
-      return world.killControlPlane(what.ms);
+      world.killControlPlane(what.ms);
+      return;
     case 'cordon':
-      return world.controlPlane.mark(host, { cordoned: true });
+      world.controlPlane.mark(host, { cordoned: true });
+      return;
     case 'drain':
-      return world.controlPlane.mark(host, { cordoned: true, drainingSince: world.clock.now });
+      world.controlPlane.mark(host, { cordoned: true, drainingSince: world.clock.now });
+      return;
     case 'uncordon':
-      return world.controlPlane.mark(host, { cordoned: false });
+      world.controlPlane.mark(host, { cordoned: false });
+      return;
     default:
   }
   // Nobody asks a control plane that is down for changes.
@@ -134,18 +141,23 @@ function happen(world: FleetWorld, what: Happening, configured: Configured[], ap
   switch (what.do) {
     case 'revision':
       config.content += 1;
-      return apply(what.service);
+      apply(what.service);
+      return;
     case 'resize':
       config.max = what.max;
       config.parked = Math.min(what.parked, what.max);
-      return apply(what.service);
+      apply(what.service);
+      return;
     case 'disable':
       config.enabled = !config.enabled;
-      return apply(what.service);
+      apply(what.service);
+      return;
     case 'remove':
-      return world.remove(service);
+      world.remove(service);
+      return;
     case 'rollBack':
-      return world.rollBack(service);
+      world.rollBack(service);
+      return;
   }
 }
 
@@ -156,9 +168,9 @@ function rest(world: FleetWorld, happenings: readonly Step[]): void {
     world.controlPlane.mark(name, { cordoned: false });
   }
   // The longest load, cut and outage are over by then, and builds and pauses after failures too.
-  world.clock.pass(10 * 60_000);
+  world.clock.pass(4 * 60_000);
   const before = world.decided.length;
-  world.clock.pass(60_000);
+  world.clock.pass(30_000);
   const late = world.decided.slice(before).filter(({ decision }) => !isOfAutoPool(world, decision));
   if (late.length > 0) throw new Error(`it does not come to rest: ${JSON.stringify(late.slice(0, 5))}`);
   const faults = unsettled(world);

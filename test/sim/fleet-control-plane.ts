@@ -26,6 +26,8 @@ const LOST = { code: 'AGENT_DOWN', message: 'the agent is away', nextStep: '', o
 
 interface Running extends Work {
   link: SimLink;
+  /** Stops it at its host. */
+  stop: () => void;
 }
 
 type Command = Extract<Decision, { type: 'prepare' | 'copy' | 'assign' | 'withdraw' | 'deleteRevisions' }>;
@@ -216,7 +218,10 @@ export class SimControlPlane {
         const work = this.#work.get(decision.work);
         if (work === undefined) return;
         work.cancelled = true;
-        work.link.say('down', () => work.link.say('up', () => this.#ended(work, 'cancelled')));
+        work.link.say('down', () => {
+          work.stop();
+          work.link.say('up', () => this.#ended(work, 'cancelled'));
+        });
         return;
       }
       default:
@@ -230,13 +235,22 @@ export class SimControlPlane {
     this.#count += 1;
     const { type: kind, service, host } = decision;
     const revision = 'revision' in decision ? decision.revision : '';
-    const work: Running = { id: String(this.#count), kind, service, host, revision, cancelled: false, link };
+    const work: Running = {
+      id: String(this.#count),
+      kind,
+      service,
+      host,
+      revision,
+      cancelled: false,
+      link,
+      stop: () => {},
+    };
     this.#work.set(work.id, work);
     link.say('down', () => {
       const agent = this.#hooks.host(host);
       const epoch = agent.epoch;
       // What the command changed is reported before its result.
-      this.#execute(agent, decision, () => {
+      work.stop = this.#execute(agent, decision, () => {
         if (!agent.up || agent.epoch !== epoch) return;
         const report = agent.report();
         link.say('up', () => this.report(host, link, report));
@@ -245,7 +259,8 @@ export class SimControlPlane {
     });
   }
 
-  #execute(agent: SimHost, decision: Command, done: () => void): void {
+  /** Returns what stops it. */
+  #execute(agent: SimHost, decision: Command, done: () => void): () => void {
     switch (decision.type) {
       case 'prepare':
         return agent.obtain('make', decision.service, decision.revision, done);
@@ -253,19 +268,23 @@ export class SimControlPlane {
         const key = `${decision.service} ${decision.revision}`;
         const source = decision.sources.map((one) => this.#hooks.host(one.host)).find((one) => one.up);
         // Nobody has it any more: the real one answers with an error, here the answer is lost.
-        if (source?.checkpoints.has(key)) agent.obtain('copy', decision.service, decision.revision, done);
-        else done();
-        return;
+        if (source?.checkpoints.has(key)) return agent.obtain('copy', decision.service, decision.revision, done);
+        done();
+        break;
       }
       case 'assign':
-        return agent.assign(decision.assignment, done);
+        agent.assign(decision.assignment, done);
+        break;
       case 'withdraw':
         agent.withdraw(decision.service);
-        return done();
+        done();
+        break;
       case 'deleteRevisions':
         agent.delete(decision.service, decision.keep);
-        return done();
+        done();
+        break;
     }
+    return () => {};
   }
 
   /** A command ended: as it was decided, or not. */

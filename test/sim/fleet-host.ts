@@ -204,9 +204,9 @@ export class SimHost {
     this.#hooks.changed();
   }
 
-  /** Makes, or copies, a revision. */
-  obtain(kind: 'make' | 'copy', service: string, revision: string, done: () => void): void {
-    this.#later(this.#times[kind](), () => {
+  /** Makes, or copies, a revision; returns what stops it. */
+  obtain(kind: 'make' | 'copy', service: string, revision: string, done: () => void): () => void {
+    return this.#later(this.#times[kind](), () => {
       this.checkpoints.add(`${service} ${revision}`);
       this.#hooks.changed();
       done();
@@ -216,25 +216,35 @@ export class SimHost {
   /** A gateway asks for a lease. The answer comes at once, or when an instance was started. */
   acquire(service: string, gateway: string, answer: (answer: LeaseAnswer) => void): void {
     const assignment = this.assignments.get(service);
-    if (assignment === undefined) return answer({ denied: 'NOT_READY' });
+    const found = assignment ? this.#find(service, assignment, gateway, answer) : ({ denied: 'NOT_READY' } as const);
+    if (found !== undefined) answer(found);
+  }
+
+  /** What there is for a gateway. Undefined: an instance is being started for it. */
+  #find(
+    service: string,
+    assignment: ServiceAssignment,
+    gateway: string,
+    answer: (answer: LeaseAnswer) => void,
+  ): LeaseAnswer | undefined {
     const ours = this.#current(assignment);
     const running = ours.find((one) => one.state === 'running' && this.#freeSlots(one) > 0);
-    if (running) return answer(this.#lease(running, gateway, 'running'));
+    if (running) return this.#lease(running, gateway, 'running');
     const draining = ours.find((one) => one.state === 'draining' && !one.frozen);
     if (draining && this.#room(assignment, false) > 0) {
       this.#hooks.counting();
       draining.apply({ type: 'reclaim' });
-      return answer(this.#lease(draining, gateway, 'running'));
+      return this.#lease(draining, gateway, 'running');
     }
     const elsewhere = assignment.pool?.elsewhere ? 'ELSEWHERE' : 'EXHAUSTED';
     const parked = ours.find((one) => one.state === 'parked' && !one.reserved);
     if (parked) {
-      if (this.#room(assignment) === 0) return answer({ denied: elsewhere });
+      if (this.#room(assignment) === 0) return { denied: elsewhere };
       this.#thaw(parked);
-      return answer(this.#lease(parked, gateway, 'parked'));
+      return this.#lease(parked, gateway, 'parked');
     }
-    if (ours.some((one) => one.reserved?.gateway === gateway)) return answer({ denied: 'EXHAUSTED' });
-    if (this.#room(assignment) === 0) return answer({ denied: elsewhere });
+    if (ours.some((one) => one.reserved?.gateway === gateway)) return { denied: 'EXHAUSTED' };
+    if (this.#room(assignment) === 0) return { denied: elsewhere };
     this.#bump(this.starting, service, 1);
     this.#start(assignment, (instance) => {
       this.#bump(this.starting, service, -1);
@@ -244,6 +254,7 @@ export class SimHost {
         answer({ denied: 'NOT_READY' });
       } else answer(this.#freeSlots(instance) > 0 ? this.#lease(instance, gateway, undefined) : { denied: elsewhere });
     });
+    return undefined;
   }
 
   /** A gateway uses what was reserved for it. Whether it runs now. */
@@ -293,9 +304,9 @@ export class SimHost {
     return this.#current(assignment).filter((one) => one.state === 'running').length;
   }
 
-  #later(ms: number, run: () => void): void {
+  #later(ms: number, run: () => void): () => void {
     const epoch = this.#epoch;
-    this.#clock.after(ms, () => {
+    return this.#clock.after(ms, () => {
       if (epoch === this.#epoch) run();
     });
   }
@@ -325,7 +336,10 @@ export class SimHost {
     const serving = this.assignments.get(next.config!.serviceName);
     const replaces = serving !== undefined && serving.revision !== next.revision;
     const isUp = replaces && this.#current(serving).some((one) => one.state === 'running' || one.state === 'parked');
-    if (!isUp) return then();
+    if (!isUp) {
+      then();
+      return;
+    }
     const parked = parkedWanted(next, this.#asInstances());
     this.#preparing.add(next);
     const more = () => {
