@@ -7,14 +7,14 @@ const HOST_TIMEOUT_MS = 15_000;
 /** What replacing a host takes beyond `host_timeout`: a look every second, a copy, and telling it. */
 const REPLACE_MS = 10 * SECOND;
 const SERVICES = ['s1', 's2', 's3'];
-const SEEDS = [1, 2, 3];
+const SEEDS = [1, 2];
 
 /** Four hosts that serve three services, each on three of them, with requests all the time. */
 function busyFleet(seed: number, options: Partial<WorldOptions> = {}) {
   const world = new FleetWorld({ seed, hosts: 4, gateways: 2, ...options });
   const invariants = new Invariants(world);
   for (const service of SERVICES) {
-    world.apply(service, 'v1', 'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\n');
+    world.apply(service, 'v1', 'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\nidle_timeout: 2\n');
   }
   world.clock.pass(90 * SECOND);
   const stop = world.clock.every(150, () => world.request(world.pick(SERVICES), world.between(1, 900)));
@@ -35,7 +35,7 @@ function busyFleet(seed: number, options: Partial<WorldOptions> = {}) {
     /** No more requests, and time for what is under way. */
     rest: () => {
       stop();
-      world.clock.pass(6 * 60 * SECOND);
+      world.clock.pass(200 * SECOND);
       return unsettled(world);
     },
   };
@@ -57,7 +57,7 @@ describe('a simulated fleet with requests all the time', () => {
     world.clock.pass(60 * SECOND);
     expect(decisions()).toEqual([]);
     const after = new Map([...world.hosts.keys()].map((host) => [host, instancesOf(host)]));
-    // What is idle for five minutes may go; nothing has been idle for so long.
+    // What is idle for two minutes may go; nothing has been idle for so long.
     for (const [host, ids] of before)
       expect(after.get(host as string)).toEqual(expect.arrayContaining(ids as string[]));
     expect(failed()).toEqual([]);
@@ -129,7 +129,7 @@ describe('a simulated fleet with requests all the time', () => {
   it.each(SEEDS)('replaces a revision on all hosts and goes back to it, and fails no request (seed %i)', (seed) => {
     const { world, decisions, failed, rest } = busyFleet(seed);
     const first = world.record('s1').current!.id;
-    world.apply('s1', 'v2', 'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\n');
+    world.apply('s1', 'v2', 'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\nidle_timeout: 2\n');
     world.clock.pass(60 * SECOND);
     expect(world.record('s1').current!.id).not.toBe(first);
     world.rollBack('s1');
