@@ -46,7 +46,9 @@ import { KernelNetns } from './runtime/netns.js';
 import { Runc } from './runtime/runc.js';
 import { readAgentSettings } from './settings.js';
 import { Copier } from './transfer/copier.js';
+import { Exports } from './transfer/exports.js';
 import { Rate } from './transfer/rate.js';
+import { Staging } from './transfer/staging.js';
 import { TransferService } from './transfer/transfer-service.js';
 
 const VERSION = (
@@ -127,12 +129,13 @@ async function main(): Promise<void> {
     link?.event({ ...event, host: settings.host });
     link?.changed();
     if (instance.state === 'parked') void measureMemory(instance);
-    if (instance.state === 'gone') {
-      const inUse = new Set(instances.list().map((other) => other.checkpointDir));
-      checkpoints
-        .sweep(inUse)
-        .catch((error: unknown) => log.error({ error }, 'a replaced checkpoint could not be removed'));
-    }
+    if (instance.state === 'gone') sweepCheckpoints();
+  };
+  const sweepCheckpoints = () => {
+    const inUse = new Set(instances.list().map((other) => other.checkpointDir));
+    checkpoints
+      .sweep(inUse)
+      .catch((error: unknown) => log.error({ error }, 'a replaced checkpoint could not be removed'));
   };
   // What automatic pools go by.
   const usage = new Usage();
@@ -205,8 +208,18 @@ async function main(): Promise<void> {
       return link.context(digest, stop);
     },
   });
-  const copier = new Copier({ docker, checkpoints, revisions, maker, staging: state('copies') });
-  const rate = new Rate();
+  const copyRate = new Rate();
+  const exports = new Exports({
+    docker,
+    checkpoints,
+    revisions,
+    rate: copyRate,
+    spool: state('copies/spool'),
+    log,
+    onReleased: sweepCheckpoints,
+  });
+  const staging = new Staging(state('copies/parts'));
+  const copier = new Copier({ docker, checkpoints, revisions, maker, staging, log });
   const commands = new Commands({
     host: settings.host,
     hostAddress: settings.advertise,
@@ -273,8 +286,8 @@ async function main(): Promise<void> {
             settings: async (given) => {
               sandboxes.usePorts({ first: given.reservedPortFirst, last: given.reservedPortLast });
               instances.useRecycleWorkers(given.recycleWorkers);
+              copyRate.use(given.copyRate);
               await sandboxes.useAgents(given.agents);
-              rate.set(given.copyRate);
               await checkpoints.moveTo(given.checkpointDir);
               checkpointDir = given.checkpointDir;
             },
@@ -288,7 +301,7 @@ async function main(): Promise<void> {
     (method, error) => log.error({ method, error }, 'unexpected error'),
   );
   server.add(AgentServiceDefinition, leaseService);
-  server.add(TransferServiceDefinition, new TransferService({ docker, checkpoints, revisions, rate, log }));
+  server.add(TransferServiceDefinition, new TransferService(exports));
   const health = http.createServer((request, response) => {
     const ready = daemon.status.ready;
     const ok = request.url === '/healthz' || (request.url === '/readyz' && ready);
@@ -320,7 +333,7 @@ async function main(): Promise<void> {
   };
   const pool = new Pool(instances, log, (service) => pressure.mayPark(service), readAhead);
   await checkpoints.load();
-  await copier.sweep();
+  await exports.start();
   await volumes.load();
   await assignments.load((error) =>
     log.error({ error: error.message }, 'the list of assignments is damaged; waiting for the control plane'),
@@ -356,6 +369,8 @@ async function main(): Promise<void> {
     liveness.run(signal),
     pool.run(signal),
     pressure.run(signal),
+    exports.run(signal),
+    copier.run(signal),
     link?.run(signal),
   ]);
 

@@ -16,6 +16,7 @@ import { fleetService } from './rpc/fleet-service.js';
 import { Gateways } from './rpc/routing-service.js';
 import { CodeDir } from './services/code-dir.js';
 import { Intake } from './services/intake.js';
+import { Recovery } from './services/recovery.js';
 import { Registry } from './services/registry.js';
 import type { Store, Stored } from './store/store.js';
 import { readVersion } from './version.js';
@@ -44,7 +45,11 @@ export function assemble(from: Ingredients) {
   const intake = new Intake({ registry, contexts, events, settings, ownPorts: () => [...from.ownPorts] });
   const codeDir = new CodeDir({ registry, intake, events });
   const pools = new Pools({ store, onError }, stored.histories);
-  const onReport = (host: string, report: HostReport) => pools.observe(host, report, Date.now());
+  const recovery = store.lost ? new Recovery(registry, events, onError) : undefined;
+  const onReport = (host: string, report: HostReport) => {
+    recovery?.take(host, report);
+    pools.observe(host, report, Date.now());
+  };
   const fleet = new Fleet(
     {
       store,
@@ -60,6 +65,7 @@ export function assemble(from: Ingredients) {
   const reconciler = new Reconciler({
     ...{ registry, fleet, pools, events, builds, onError },
     policy: () => policyOf(settings()),
+    recovering: store.lost,
   });
   const gateways = new Gateways(reconciler, events);
   const version = readVersion();

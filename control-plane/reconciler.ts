@@ -6,6 +6,7 @@ import { type Policy, type Snapshot, type Work, workKey } from './core/model.js'
 import { effectiveConfig } from './core/revision.js';
 import { type Decision, schedule } from './core/schedule.js';
 import type { EventLog } from './events.js';
+import { PassFigures } from './figures.js';
 import type { Fleet } from './fleet/fleet.js';
 import type { CommandOptions } from './fleet/host-link.js';
 import type { Pools } from './fleet/pools.js';
@@ -20,6 +21,8 @@ export interface ReconcilerParts {
   builds: BuildLog;
   /** The settings that decisions depend on. */
   policy: () => Policy;
+  /** The store has lost what was in it. */
+  recovering?: boolean;
   /** Told what goes wrong without anybody waiting for it. */
   onError: (what: string, error: unknown) => void;
 }
@@ -36,6 +39,8 @@ const TIMES_MS = { assign: ASSIGN_MS, copy: BUILD_MS, withdraw: QUICK_MS, delete
 const PAUSES_MS = [1_000, 5_000, 15_000, 60_000];
 /** After a command that succeeded, the host's report is given this long to show it. */
 const DONE_PAUSE_MS = 6_000;
+/** Decisions are made this long after the last ones: in a storm of changes many are seen in one pass, and reports are read between. */
+const PASS_EVERY_MS = 25;
 /** After the store refused a change. */
 const STORE_PAUSE_MS = 5_000;
 
@@ -49,6 +54,8 @@ type Start = Extract<Decision, { type: 'prepare' | 'copy' | 'assign' | 'withdraw
 export class Reconciler {
   /** Told after every change of services, hosts and work. */
   readonly changes = new Changes();
+  /** What it has decided so far, and how long that took. */
+  readonly figures = new PassFigures();
   readonly #parts: ReconcilerParts;
   readonly #work = new Map<string, Running>();
   readonly #cooldowns = new Map<string, number>();
@@ -57,6 +64,8 @@ export class Reconciler {
   #count = 0;
   #passing = false;
   #again = false;
+  #passedAt = 0;
+  #soon: NodeJS.Timeout | undefined;
   #stopped = false;
   #pausedUntil = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -82,6 +91,7 @@ export class Reconciler {
   async stop(): Promise<void> {
     this.#stopped = true;
     clearInterval(this.#timer);
+    clearTimeout(this.#soon);
     for (const work of this.#work.values()) work.controller.abort();
     await Promise.allSettled([...this.#running]);
     await this.#parts.pools.stop();
@@ -97,6 +107,7 @@ export class Reconciler {
       pools: this.#parts.pools.plans(),
       memory: this.#parts.pools.memory(),
       policy: this.#parts.policy(),
+      recovering: this.#parts.recovering ?? false,
     };
   }
 
@@ -106,15 +117,19 @@ export class Reconciler {
     if (this.#passing) return;
     this.#passing = true;
     // Not within the change that woke us: what else changes with it is seen in one pass.
-    setImmediate(() => {
+    const wait = this.#passedAt + PASS_EVERY_MS - performance.now();
+    const pass = () => {
       this.#pass()
         .catch((error: unknown) => this.#parts.onError('deciding what to do next', error))
         .finally(() => {
           this.#passing = false;
           this.changes.tell();
+          this.#passedAt = performance.now();
           if (this.#again) this.#wake();
         });
-    });
+    };
+    if (wait > 0) this.#soon = setTimeout(pass, wait);
+    else setImmediate(pass);
   }
 
   async #pass(): Promise<void> {
@@ -122,8 +137,11 @@ export class Reconciler {
     const now = Date.now();
     if (this.#stopped || now < this.#pausedUntil) return;
     for (const [key, until] of this.#cooldowns) if (until <= now) this.#cooldowns.delete(key);
+    const begin = performance.now();
     this.#parts.pools.refresh(this.#parts.registry.all(), this.#parts.fleet.list(), now);
-    for (const decision of schedule(this.snapshot(), now)) {
+    const decisions = schedule(this.snapshot(), now);
+    this.figures.add(performance.now() - begin, decisions);
+    for (const decision of decisions) {
       try {
         await this.#carryOut(decision);
       } catch (error) {

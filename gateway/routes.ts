@@ -1,3 +1,4 @@
+import { waitForChannelReady } from 'nice-grpc';
 import type { Logger } from 'pino';
 import {
   type Route,
@@ -11,9 +12,12 @@ import { sleep } from '../proto/rpc/deadline.js';
 import { fromGrpcError, InitlessError, toInitlessError } from '../proto/rpc/errors.js';
 import { PushStream } from '../proto/rpc/push-stream.js';
 import { Backoff } from './backoff.js';
+import { applyToTable, NO_TABLE } from './table.js';
 
 /** A stream that held for this long, milliseconds, was a good one: the next attempt comes at once. */
 const GOOD_STREAM_MS = 5_000;
+/** The control plane accepts a connection within this time, milliseconds, or the next attempt follows. */
+const CONNECT_MS = 5_000;
 
 /** Watches the route table, and tells the control plane of the listeners. */
 export class Routes {
@@ -23,8 +27,8 @@ export class Routes {
   readonly #onTable: (routes: readonly Route[]) => void;
   #out: PushStream<WatchRoutesRequest> | undefined;
   #listeners: Listener[] = [];
-  /** The table as it was taken in last: its name, its version, and its routes by service. */
-  #table = { name: '', version: 0, routes: new Map<string, Route>() };
+  /** What is in force. It is kept over streams, so that the next one brings only what has changed. */
+  #table = NO_TABLE;
 
   /** @param onTable told of the whole table, at first and after each change; the last one stands while nothing comes. */
   constructor(controlPlane: string, gateway: string, log: Logger, onTable: (routes: readonly Route[]) => void) {
@@ -79,11 +83,11 @@ export class Routes {
     }
     this.#out = out;
     try {
+      // Whoever has the table already is sent nothing: that the stream is there must be seen otherwise.
+      await waitForChannelReady(channel, new Date(Date.now() + CONNECT_MS));
+      onReached();
       const client = createRpcClient(RoutingServiceDefinition, channel);
-      for await (const response of client.watchRoutes(out, { signal })) {
-        onReached();
-        this.#take(response);
-      }
+      for await (const response of client.watchRoutes(out, { signal })) this.#take(response);
     } finally {
       this.#out = undefined;
       out.end();
@@ -91,20 +95,19 @@ export class Routes {
     }
   }
 
-  /** Takes a whole table, or a change of the one before, in. */
-  #take({ routes, table, version, isChange, removed }: WatchRoutesResponse): void {
-    if (isChange && table !== this.#table.name) {
-      // It cannot be: what changed is not what we have. The whole of it comes over the next stream.
-      this.#table = { name: '', version: 0, routes: this.#table.routes };
-      throw new InitlessError('INTERNAL', `a change of the route table ${table} came to one that is not it`);
+  /** Takes a whole table, or a change, in. Errors: INTERNAL for a change that does not follow; the next stream brings the whole. */
+  #take(response: WatchRoutesResponse): void {
+    const { routes, version, isChange, removed } = response;
+    const next = applyToTable(this.#table, response);
+    if (next === undefined) {
+      const text = `version ${version} of the route table is a change that does not follow version ${this.#table.version}`;
+      this.#table = { ...this.#table, name: '', version: 0 };
+      throw new InitlessError('INTERNAL', text, { nextStep: 'nothing: the whole table is asked for' });
     }
-    const next = new Map(isChange ? this.#table.routes : []);
-    for (const service of removed) next.delete(service);
-    for (const route of routes) next.set(route.service, route);
-    this.#table = { name: table, version, routes: next };
+    this.#table = next;
     const changed = routes.map(({ service, hostPort }) => `${service}:${hostPort}`);
-    this.#log.info({ version, isChange, changed, removed, services: next.size }, 'route table');
-    this.#putInForce([...next.values()]);
+    this.#log.info({ version, isChange, changed, removed, services: next.routes.size }, 'route table');
+    this.#putInForce([...next.routes.values()]);
   }
 
   /** A fault in what is made of a table must not be taken for one of the stream. */

@@ -74,7 +74,7 @@ export class Checkpoints {
   readonly #making = new Set<string>();
   /** Folders that a newer checkpoint took the place of, but that instances may still read from. */
   readonly #retired = new Set<string>();
-  /** Folders that are being read for another host, and by how many. */
+  /** Folders that are being read, with the number of readers: they are not removed meanwhile. */
   readonly #pins = new Map<string, number>();
 
   constructor(root: string, host: string, here: Fingerprint, log: Logger) {
@@ -137,9 +137,9 @@ export class Checkpoints {
     return found;
   }
 
-  /** Removes replaced checkpoints that no instance reads from any more. */
+  /** Removes replaced checkpoints that no instance, nor anybody else, reads from any more. */
   async sweep(inUse: ReadonlySet<string>): Promise<void> {
-    for (const dir of [...this.#retired].filter((dir) => !inUse.has(dir) && !this.#pins.has(dir))) {
+    for (const dir of [...this.#retired].filter((retired) => !inUse.has(retired) && !this.#pins.has(retired))) {
       this.#retired.delete(dir);
       this.#prefetcher.forget(dir);
       await rm(dir, { recursive: true, force: true });
@@ -185,36 +185,28 @@ export class Checkpoints {
       fingerprint: this.#here,
       entries,
     };
-    await syncTree(dir, entries);
-    await writeFile(path.join(dir, MANIFEST), writeManifest(manifest), { mode: 0o400 });
-    await sync(path.join(dir, MANIFEST));
-    await sync(dir);
-    const sealed = await this.#moveSealed(dir, facts.revision);
-    const held = this.#hold(this.#held, sealed, manifest);
-    held.spec = spec;
-    held.verified = signature(sealed, entries);
-    return checkpointOnWire(manifest, this.#host, sealed, false);
+    return this.#settle(dir, spec, manifest, writeManifest(manifest));
   }
 
   /**
-   * Seals a folder that holds a copy of another host's checkpoint, whose every entry was compared with its manifest.
-   *
-   * @param text of the manifest, as it is in the folder.
+   * Seals a folder with what was copied from another host, after making sure that it is, to the last byte, what its manifest
+   * says. Errors: CHECKPOINT_DAMAGED, CHECKPOINT_INCOMPATIBLE, DISK_FULL, the signal's reason.
    */
-  async sealCopy(dir: string, text: string, manifest: Manifest): Promise<Checkpoint> {
-    await rm(path.join(dir, MANIFEST), { force: true });
-    await syncTree(dir, manifest.entries);
+  async sealCopy(dir: string, text: string, signal: AbortSignal): Promise<Checkpoint> {
+    const manifest = readManifest(text, path.join(dir, MANIFEST));
+    const found = difference(manifest.entries, await readTree(dir, signal));
+    if (found) throw damaged(`the copy of ${manifest.service} in ${dir} is not what was sealed: ${found}`, dir);
+    const spec = JSON.parse(await readFile(path.join(dir, SPEC), 'utf8')) as OciSpec;
+    return this.#settle(dir, spec, manifest, text);
+  }
+
+  /** Everything on disk, the manifest, then the rename that makes a folder a checkpoint. */
+  async #settle(dir: string, spec: OciSpec, manifest: Manifest, text: string): Promise<Checkpoint> {
+    const { entries, revision } = manifest;
+    await syncTree(dir, entries);
     await writeFile(path.join(dir, MANIFEST), text, { mode: 0o400 });
     await sync(path.join(dir, MANIFEST));
     await sync(dir);
-    const sealed = await this.#moveSealed(dir, manifest.revision);
-    const held = this.#hold(this.#held, sealed, manifest);
-    held.verified = signature(sealed, manifest.entries);
-    return checkpointOnWire(manifest, this.#host, sealed, false);
-  }
-
-  /** Gives a folder the name that makes it a checkpoint. */
-  async #moveSealed(dir: string, revision: string): Promise<string> {
     // Not where checkpoints are kept now: that may be on another disk, to which nothing can be renamed.
     const parent = path.dirname(dir);
     // Never the name of an earlier one: instances may be running on its layer.
@@ -222,33 +214,37 @@ export class Checkpoints {
     await rename(dir, sealed);
     this.#making.delete(dir);
     await sync(parent);
-    return sealed;
+    const held = this.#hold(this.#held, sealed, manifest);
+    held.spec = spec;
+    held.verified = signature(sealed, entries);
+    return checkpointOnWire(manifest, this.#host, sealed, false);
   }
 
-  /** Why a checkpoint cannot be restored on this machine; undefined when it can. */
-  misfit({ fingerprint }: Manifest): string | undefined {
-    return incompatibility(fingerprint, this.#here);
-  }
-
-  /** The text of a checkpoint's manifest; undefined when there is none of the revision that can be used. */
-  async manifestText(service: string, revision: string): Promise<string | undefined> {
-    const held = this.#held.get(keyOf(service, revision));
-    if (held === undefined || held.quarantined) return undefined;
-    return readFile(path.join(held.dir, MANIFEST), 'utf8');
-  }
-
-  /** Keeps a checkpoint's folder from being removed until it is released. Errors: NO_CHECKPOINT. */
-  pin(service: string, revision: string): { dir: string; release: () => void } {
-    const dir = this.#held.get(keyOf(service, revision))?.dir;
-    if (dir === undefined)
-      throw new InitlessError('NO_CHECKPOINT', `${service} has no checkpoint of revision ${revision}`);
+  /**
+   * The checkpoint of a revision to read from, its manifest's text with it: it is not removed before `release` is called.
+   * Errors: those of {@link use}.
+   */
+  async pin(
+    service: string,
+    revision: string,
+    signal?: AbortSignal,
+  ): Promise<{ dir: string; manifest: Manifest; text: string; release: () => void }> {
+    const { dir, manifest } = await this.use(service, revision, signal);
     this.#pins.set(dir, (this.#pins.get(dir) ?? 0) + 1);
+    let pinned = true;
     const release = () => {
-      const left = (this.#pins.get(dir) ?? 1) - 1;
-      if (left === 0) this.#pins.delete(dir);
-      else this.#pins.set(dir, left);
+      if (!pinned) return;
+      pinned = false;
+      const readers = (this.#pins.get(dir) ?? 1) - 1;
+      if (readers === 0) this.#pins.delete(dir);
+      else this.#pins.set(dir, readers);
     };
-    return { dir, release };
+    try {
+      return { dir, manifest, text: await readFile(path.join(dir, MANIFEST), 'utf8'), release };
+    } catch (error) {
+      release();
+      throw error;
+    }
   }
 
   /** Gives up a folder of {@link begin}. */
@@ -324,6 +320,11 @@ export class Checkpoints {
     const files = wantedFiles(path.join(dir, MEMORY), readTouched(await readFile(touched, 'utf8'), touched), index);
     const { bytes, ms, before } = await this.#prefetcher.prefetch(dir, files, signal);
     if (!before) this.#log.info({ service, revision, bytes, ms }, 'memory was read ahead');
+  }
+
+  /** Why a checkpoint that was made on another machine cannot be used on this one, or undefined when it can. */
+  misfit(made: Fingerprint): string | undefined {
+    return incompatibility(made, this.#here);
   }
 
   /** Checks the digests of all that is held ahead of its use, one after the other; what fails is quarantined. */

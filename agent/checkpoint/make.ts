@@ -14,13 +14,14 @@ import { guarded } from '../memory/guard.js';
 import { treeOf, unlessGone } from '../memory/kernel-view.js';
 import { dumpPreload } from '../runtime/criu.js';
 import type { DockerEngine } from '../runtime/docker.js';
-import { copyTree, layerLinks, unmountRootfs } from '../runtime/rootfs.js';
+import { copyTree, unmountRootfs } from '../runtime/rootfs.js';
 import type { Attached, Runc } from '../runtime/runc.js';
-import { type OciSpec, volumesOf, withoutReplaced } from '../runtime/spec.js';
+import { type OciSpec, volumesOf } from '../runtime/spec.js';
 import type { Checkpoints } from './checkpoints.js';
 import { IMAGES, LAYER, VOLUMES } from './manifest.js';
 import { settleMemory } from './memory.js';
 import { mayBeMapped } from './modes.js';
+import { recordOf } from './record.js';
 import type { RevisionRecord, Revisions } from './revisions.js';
 import { type Progress, startUntilReady, timed } from './start.js';
 import { takeOutTmpfs } from './tmpfs.js';
@@ -74,31 +75,35 @@ export class Maker {
    */
   async prepare(command: PrepareRevision, progress: Progress, signal: AbortSignal): Promise<PreparedRevision> {
     const config = command.config as ServiceConfig;
-    const existing = command.force ? undefined : await this.existing(config.serviceName, command.revision);
-    if (existing !== undefined) {
-      if (existing.checkpoint) progress('seal', `revision ${command.revision} has a checkpoint already`);
-      return existing;
+    const { checkpoints, revisions } = this.#parts;
+    const known = revisions.find(config.serviceName, command.revision);
+    if (known && !command.force) {
+      if (known.problem) return { imageId: known.imageId, checkpoint: undefined, problem: known.problem };
+      if (checkpoints.has(config.serviceName, command.revision)) {
+        progress('seal', `revision ${command.revision} has a checkpoint already`);
+        const checkpoint = await checkpoints.inspect(config.serviceName, command.revision, false);
+        return { imageId: known.imageId, checkpoint: { ...checkpoint, files: [] }, problem: undefined };
+      }
     }
     const stages: StageTime[] = [];
     const record = await timed(stages, 'image', () => this.#image(command, config, progress, signal));
-    return this.checkpointOf(config, record, stages, progress, signal);
-  }
-
-  /** What is there of a revision; undefined when it has to be made. */
-  async existing(service: string, revision: string): Promise<PreparedRevision | undefined> {
-    const { checkpoints, revisions } = this.#parts;
-    const known = revisions.find(service, revision);
-    if (known?.problem) return { imageId: known.imageId, checkpoint: undefined, problem: known.problem };
-    if (!known || !checkpoints.has(service, revision)) return undefined;
-    const checkpoint = await checkpoints.inspect(service, revision, false);
-    return { imageId: known.imageId, checkpoint: { ...checkpoint, files: [] }, problem: undefined };
+    return this.#made(config, record, stages, progress, signal);
   }
 
   /**
-   * Starts a revision whose image is there, dumps it and seals it; one that cannot be checkpointed is kept with the problem.
-   * Errors: those of {@link prepare} but for the build's.
+   * Makes a checkpoint of a revision whose image is on this host. One that CRIU cannot dump, or not restore, is kept without
+   * a checkpoint, with the problem. Errors: those of {@link prepare}, but for building.
    */
-  async checkpointOf(
+  makeFromImage(
+    config: ServiceConfig,
+    record: RevisionRecord,
+    progress: Progress,
+    signal: AbortSignal,
+  ): Promise<PreparedRevision> {
+    return this.#made(config, record, [], progress, signal);
+  }
+
+  async #made(
     config: ServiceConfig,
     record: RevisionRecord,
     stages: StageTime[],
@@ -136,33 +141,7 @@ export class Maker {
       (line) => progress('image', line),
       signal,
     );
-    return this.recordOf(image.id, config, command.revision, signal);
-  }
-
-  /** What is kept of a revision whose image is there. Errors: NOT_FOUND, ENGINE_DOWN, INTERNAL (Docker). */
-  async recordOf(
-    imageId: string,
-    config: ServiceConfig,
-    revision: string,
-    signal: AbortSignal,
-  ): Promise<RevisionRecord> {
-    const { docker } = this.#parts;
-    const image = await docker.image(imageId);
-    // Each revision keeps its layers under a name of its own; the user's checkpoint tag follows the newest.
-    const imageName = `initless-revision/${config.serviceName}:${revision}`;
-    await docker.tag(image.id, imageName.split(':')[0] as string, revision);
-    const env = Object.entries(config.env).map(([key, value]) => `${key}=${value}`);
-    const made = await docker.specOf(image, config.startCmd, env, config.serviceName, signal);
-    const targets = config.volumes.map(({ target }) => target);
-    return {
-      service: config.serviceName,
-      revision,
-      imageId: image.id,
-      imageName,
-      spec: withoutReplaced(made, targets),
-      hostname: config.serviceName,
-      layers: await layerLinks(image.graph),
-    };
+    return recordOf(docker, config, command.revision, image, signal);
   }
 
   async #checkpoint(

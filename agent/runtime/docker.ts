@@ -1,4 +1,3 @@
-import { createReadStream } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import type { Readable } from 'node:stream';
@@ -22,6 +21,8 @@ export interface ImageFacts {
   cmd: string[];
   /** Overlay2's folders. */
   graph: { UpperDir?: string; LowerDir?: string };
+  /** Digests of its layers as tar archives, "sha256:...", lowest first. */
+  layers: string[];
 }
 
 /** The host's Docker engine: it builds images, holds their layers and gives the specification; nothing else. */
@@ -91,7 +92,44 @@ export class DockerEngine {
       entrypoint: listOf(found.Config.Entrypoint),
       cmd: listOf(found.Config.Cmd),
       graph: found.GraphDriver.Data as unknown as ImageFacts['graph'],
+      layers: found.RootFS?.Layers ?? [],
     };
+  }
+
+  /** The layers of every image that is there, lowest first. Errors: ENGINE_DOWN. */
+  async heldLayers(): Promise<string[][]> {
+    const images = await this.#call('images', () => this.#docker.listImages());
+    const held: string[][] = [];
+    for (const { Id } of images) {
+      // One that was removed since holds nothing any more.
+      if (await this.hasImage(Id)) held.push((await this.image(Id)).layers);
+    }
+    return held;
+  }
+
+  /** An image as the tar archive that {@link load} takes. Errors: NOT_FOUND, ENGINE_DOWN; on the stream: the engine's. */
+  async save(id: string): Promise<Readable> {
+    return (await this.#call(`image ${id}`, () => this.#docker.getImage(id).get())) as Readable;
+  }
+
+  /** Takes an image in. Errors: DISK_FULL, ENGINE_DOWN, INTERNAL with the engine's words, the signal's reason. */
+  async load(archive: Readable, signal: AbortSignal): Promise<void> {
+    const stop = () => archive.destroy(signal.reason);
+    signal.addEventListener('abort', stop, { once: true });
+    try {
+      const answer = await this.#call('image archive', () => this.#docker.loadImage(archive, { quiet: true }));
+      await followBuild(answer as Readable, () => {}, signal);
+    } catch (cause) {
+      if (signal.aborted) throw signal.reason;
+      const { message } = cause as Error;
+      if (/no space left on device/i.test(message)) {
+        throw new InitlessError('DISK_FULL', `the host's engine has no room for an image: ${message}`, { cause });
+      }
+      if (cause instanceof InitlessError) throw cause;
+      throw new InitlessError('INTERNAL', `the host's engine does not take an image: ${message}`, { cause });
+    } finally {
+      signal.removeEventListener('abort', stop);
+    }
   }
 
   /** Whether an image is there. */
@@ -103,31 +141,6 @@ export class DockerEngine {
       if (error instanceof InitlessError && error.code === 'NOT_FOUND') return false;
       throw error;
     }
-  }
-
-  /** An image with its layers as a tar archive, the same bytes each time. Errors: NOT_FOUND, ENGINE_DOWN. */
-  async save(id: string, signal: AbortSignal): Promise<Readable> {
-    const stream = (await this.#call(`image ${id}`, () => this.#docker.getImage(id).get())) as Readable;
-    const stop = () => stream.destroy(signal.reason);
-    signal.addEventListener('abort', stop, { once: true });
-    stream.on('close', () => signal.removeEventListener('abort', stop));
-    if (signal.aborted) stop();
-    return stream;
-  }
-
-  /** Takes in what {@link save} wrote to a file. Errors: ENGINE_DOWN, COPY_FAILED with what the engine said. */
-  async load(file: string, signal: AbortSignal): Promise<void> {
-    const archive = createReadStream(file, { highWaterMark: 1 << 20 });
-    const answer = (await this.#call('an image', () => this.#docker.loadImage(archive, { quiet: true }))) as Readable;
-    let said = '';
-    for await (const piece of answer) {
-      signal.throwIfAborted();
-      if (said.length < 100_000) said += String(piece);
-    }
-    const fault = /"error":"((?:[^"\\]|\\.)*)"/.exec(said)?.[1];
-    if (fault === undefined) return;
-    const full = /no space left on device/i.test(fault);
-    throw new InitlessError(full ? 'DISK_FULL' : 'COPY_FAILED', `the engine does not take the image in: ${fault}`);
   }
 
   /** Gives an image a further name, "repository:tag". */

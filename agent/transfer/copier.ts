@@ -1,271 +1,378 @@
-import { mkdir, readdir, rm, stat } from 'node:fs/promises';
-import path from 'node:path';
+import { rm } from 'node:fs/promises';
+import type { Logger } from 'pino';
 import type { CopyRevision, CopySource, PreparedRevision } from '../../proto/gen/initless/v1/fleet.js';
 import {
   type DescribeRevisionResponse,
-  RevisionPart,
-  TransferServiceDefinition,
+  type TransferPart,
+  TransferPartKind,
 } from '../../proto/gen/initless/v1/transfer.js';
 import type { ServiceConfig, StageTime } from '../../proto/gen/initless/v1/types.js';
-import { connect, createRpcClient } from '../../proto/rpc/client.js';
-import { withDeadline } from '../../proto/rpc/deadline.js';
-import { fromGrpcError, InitlessError, toInitlessError } from '../../proto/rpc/errors.js';
+import { repeat, sleep } from '../../proto/rpc/deadline.js';
+import { InitlessError, toInitlessError } from '../../proto/rpc/errors.js';
 import type { Checkpoints } from '../checkpoint/checkpoints.js';
 import type { Maker } from '../checkpoint/make.js';
-import { MANIFEST, type Manifest, readManifest } from '../checkpoint/manifest.js';
+import { type Manifest, readManifest } from '../checkpoint/manifest.js';
+import { imageNameOf, recordOf } from '../checkpoint/record.js';
 import type { RevisionRecord, Revisions } from '../checkpoint/revisions.js';
 import { type Progress, timed } from '../checkpoint/start.js';
-import { difference, readTree } from '../checkpoint/tree.js';
 import type { DockerEngine } from '../runtime/docker.js';
-import { makeSocket, unpack } from './archive.js';
-import { sha256 } from './chunks.js';
-import { fetchPart, type Wanted } from './fetching.js';
+import { assemble, faultOf, type Staged } from './assemble.js';
+import { imageArchive, missingLayers } from './image-archive.js';
+import { dataOf, textDigest } from './parts.js';
+import { Slots } from './slots.js';
+import { dialSource, type Source, SourceFailure } from './source.js';
+import { checkRoom, type Staging, stage, type Tally } from './staging.js';
 
-/** A source describes what it has at once. */
-const DESCRIBE_MS = 20_000;
-/** What a copy that was cut short left is kept for this long. */
-const KEPT_MS = 24 * 3_600_000;
-/** Progress is told after so many bytes. */
-const TOLD_BYTES = 64 * 2 ** 20;
-
-/** What a copy needs of the agent. */
+/** What copying needs. */
 export interface CopierParts {
-  docker: Pick<DockerEngine, 'hasImage' | 'load'>;
-  checkpoints: Checkpoints;
-  revisions: Revisions;
-  maker: Pick<Maker, 'recordOf' | 'checkpointOf' | 'existing'>;
-  /** Folder for what is not complete yet. */
-  staging: string;
+  docker: Pick<DockerEngine, 'image' | 'hasImage' | 'heldLayers' | 'load' | 'tag' | 'specOf'>;
+  checkpoints: Pick<Checkpoints, 'has' | 'inspect' | 'misfit' | 'begin' | 'sealCopy' | 'abandon'>;
+  revisions: Pick<Revisions, 'find' | 'put'>;
+  maker: Pick<Maker, 'makeFromImage'>;
+  staging: Staging;
+  log: Logger;
+  /** Stands in for gRPC in tests. */
+  dial?: (source: CopySource, service: string, revision: string) => Source;
 }
 
-/** A revision that is here now. */
+/** What came of a copy. */
 export interface Copied {
   prepared: PreparedRevision;
-  /** Whose it was; empty: it was here already, or its checkpoint was made here. */
+  /** `there`: nothing was to be done. `made`: the image was copied, and a checkpoint made of it here. */
+  how: 'there' | 'copied' | 'made' | 'image';
+  /** Host that it came from. */
   from: string;
+  /** Bytes that came. */
+  bytes: number;
   stages: StageTime[];
 }
 
-type Client = ReturnType<typeof createRpcClient<typeof TransferServiceDefinition>>;
+/** Copies at a time; others wait. */
+const COPIES = 2;
+const WAITING = 64;
+/** How often one host is asked for the same revision in one copy. */
+const TRIES = 3;
+/** Between them, milliseconds: an agent that was started again needs a moment. */
+const PAUSE_MS = 500;
+/** How often progress is told, milliseconds. */
+const PROGRESS_MS = 2_000;
 
-/** Gets revisions from other agents. */
+const { TRANSFER_PART_KIND_IMAGE_CONFIG: CONFIG, TRANSFER_PART_KIND_LAYER: LAYER } = TransferPartKind;
+
+/** One copy, all along. */
+interface Work {
+  command: CopyRevision;
+  config: ServiceConfig;
+  /** Where its parts are gathered. */
+  folder: string;
+  progress: Progress;
+  signal: AbortSignal;
+  bytes: number;
+  stages: StageTime[];
+}
+
+/** Gets revisions from other hosts. */
 export class Copier {
   readonly #parts: CopierParts;
+  readonly #slots = new Slots(COPIES, WAITING, 'copies to this host');
+  readonly #busy = new Set<string>();
 
   constructor(parts: CopierParts) {
     this.#parts = parts;
   }
 
-  /** Removes what copies left that nobody has gone on with for a day; what is younger is gone on with. */
-  async sweep(): Promise<void> {
-    await mkdir(this.#parts.staging, { recursive: true, mode: 0o700 });
-    for (const name of await readdir(this.#parts.staging)) {
-      const folder = path.join(this.#parts.staging, name);
-      if (Date.now() - (await stat(folder)).mtimeMs > KEPT_MS) await rm(folder, { recursive: true, force: true });
-    }
-  }
-
   /**
-   * Gets a revision's image and checkpoint; the sources are tried in their order. A checkpoint that does not fit this machine
-   * stays where it is, and one is made here.
-   * Errors: COPY_FAILED with what each source said, DISK_FULL, ENGINE_DOWN, CANCELLED, those of making a checkpoint.
+   * Gets a revision from the first of its sources that has all of it. Where none has a checkpoint that fits this machine, the
+   * image is copied and a checkpoint made of it here.
+   * Errors: COPY_FAILED naming each source and why; BUSY; DISK_FULL, ENGINE_DOWN of this host; those of making a checkpoint;
+   * the signal's reason. What has come stays for the next copy after COPY_FAILED and where the signal aborted.
    */
   async copy(command: CopyRevision, progress: Progress, signal: AbortSignal): Promise<Copied> {
-    const config = command.config as ServiceConfig;
-    const existing = await this.#parts.maker.existing(config.serviceName, command.revision);
-    if (existing !== undefined) return { prepared: existing, from: '', stages: [] };
-    const failures: string[] = [];
-    for (const source of command.sources) {
-      const channel = connect(source.address);
+    const there = await this.#there(command);
+    if (there) return { prepared: there, how: 'there', from: '', bytes: 0, stages: [] };
+    return this.#slots.run(signal, async () => {
+      const config = command.config as ServiceConfig;
+      const folder = await this.#parts.staging.open(config.serviceName, command.revision);
+      this.#busy.add(folder);
       try {
-        const client = createRpcClient(TransferServiceDefinition, channel);
-        return await this.#from(client, source, command, progress, signal);
-      } catch (thrown) {
-        signal.throwIfAborted();
-        const error = fromGrpcError(thrown, `the agent of ${source.host}`);
-        if (OURS.includes(error.code)) throw error;
-        failures.push(`${source.host}: ${error.message}`);
-        progress('copy', `${source.host}: ${error.message}`);
+        const copied = await this.#fromAny({ command, config, folder, progress, signal, bytes: 0, stages: [] });
+        await rm(folder, { recursive: true, force: true });
+        return copied;
+      } catch (error) {
+        const failure = toInitlessError(error);
+        if (!signal.aborted && failure.code !== 'COPY_FAILED') await rm(folder, { recursive: true, force: true });
+        throw failure;
       } finally {
-        channel.close();
+        this.#busy.delete(folder);
+      }
+    });
+  }
+
+  /** Removes what nobody went on with, every ten minutes. */
+  async run(signal: AbortSignal): Promise<void> {
+    const sweep = () => {
+      this.#parts.staging
+        .sweep(this.#busy, Date.now())
+        .catch((error: unknown) => this.#parts.log.error({ error }, 'parts of old copies could not be removed'));
+    };
+    sweep();
+    await repeat(600_000, signal, sweep);
+  }
+
+  async #there({ config, revision, imageOnly }: CopyRevision): Promise<PreparedRevision | undefined> {
+    const { checkpoints, revisions } = this.#parts;
+    const service = config?.serviceName ?? '';
+    const known = revisions.find(service, revision);
+    if (known === undefined) return undefined;
+    if (checkpoints.has(service, revision)) {
+      const checkpoint = await checkpoints.inspect(service, revision, false);
+      return { imageId: known.imageId, checkpoint: { ...checkpoint, files: [] }, problem: undefined };
+    }
+    return imageOnly && known.problem
+      ? { imageId: known.imageId, checkpoint: undefined, problem: known.problem }
+      : undefined;
+  }
+
+  async #fromAny(work: Work): Promise<Copied> {
+    const { command } = work;
+    const failures: string[] = [];
+    // Those that have the image, and why not the checkpoint.
+    const without: { source: CopySource; reason: string }[] = [];
+    if (!command.imageOnly) {
+      for (const source of command.sources) {
+        const copied = await this.#try(work, source, failures, (dialled) => this.#checkpointFrom(work, dialled));
+        if (copied && 'how' in copied) return copied;
+        if (copied) without.push({ source, reason: copied.reason });
       }
     }
-    const why = failures.length === 0 ? 'no host has it' : failures.join('; ');
+    const images = command.imageOnly ? command.sources.map((source) => ({ source, reason: '' })) : without;
+    for (const { source, reason } of images) {
+      const got = await this.#try(work, source, failures, (dialled) => this.#imageFrom(work, dialled));
+      if (got === undefined) continue;
+      if (command.imageOnly) return this.#withoutCheckpoint(work, source.host, got);
+      return this.#make(work, source.host, reason, got.record);
+    }
+    const { serviceName } = work.config;
     throw new InitlessError(
       'COPY_FAILED',
-      `revision ${command.revision} of ${config.serviceName} could not be copied: ${why}`,
+      `revision ${command.revision} of ${serviceName} could not be copied: ${failures.join('; ') || 'no host to copy from'}`,
       {
-        subject: config.serviceName,
-        nextStep: `it is tried again; 'initless host ls' shows whether the hosts that have it are there`,
+        subject: serviceName,
+        nextStep: "it is tried again; 'initless host ls' shows whether the hosts that have it are there",
       },
     );
   }
 
-  async #from(
-    client: Client,
-    source: CopySource,
-    command: CopyRevision,
-    progress: Progress,
-    signal: AbortSignal,
-  ): Promise<Copied> {
-    const config = command.config as ServiceConfig;
-    const { serviceName: service } = config;
-    const { revision } = command;
-    const stages: StageTime[] = [];
-    const there = await withDeadline(DESCRIBE_MS, `${source.host} to describe ${service}`, signal, (bound) =>
-      client.describeRevision({ service, revision }, { signal: bound }),
-    );
-    const record = await this.#image(client, source, command, there, stages, progress, signal);
-    if (there.problem !== undefined || command.imageOnly) {
-      const problem = there.problem ?? unknownProblem(service);
-      await this.#parts.revisions.put({ ...record, problem });
-      return { prepared: { imageId: record.imageId, checkpoint: undefined, problem }, from: source.host, stages };
-    }
-    const manifest = manifestOf(there.manifest, source.host);
-    const misfit = manifest.kind === 'read' ? this.#parts.checkpoints.misfit(manifest.manifest) : manifest.reason;
-    if (manifest.kind === 'other' || misfit !== undefined) {
-      progress('copy', `the checkpoint of ${source.host} does not fit this machine: ${misfit}; one is made here`);
-      const prepared = await this.#parts.maker.checkpointOf(config, record, stages, progress, signal);
-      return { prepared, from: '', stages };
-    }
-    const checkpoint = await this.#checkpoint(
-      client,
-      source,
-      command,
-      there.manifest,
-      manifest.manifest,
-      stages,
-      progress,
-      signal,
-    );
-    await this.#parts.revisions.put({ ...record, problem: undefined });
-    await rm(this.#folder(command), { recursive: true, force: true });
-    return { prepared: { imageId: record.imageId, checkpoint, problem: undefined }, from: source.host, stages };
-  }
-
-  #folder({ config, revision }: CopyRevision): string {
-    return path.join(this.#parts.staging, `${config?.serviceName}@${revision}`);
-  }
-
-  /** Sees to it that the image is here. */
-  async #image(
-    client: Client,
-    source: CopySource,
-    command: CopyRevision,
-    { imageId }: DescribeRevisionResponse,
-    stages: StageTime[],
-    progress: Progress,
-    signal: AbortSignal,
-  ): Promise<RevisionRecord> {
-    const { docker, maker } = this.#parts;
-    const config = command.config as ServiceConfig;
-    if (!(await docker.hasImage(imageId))) {
-      const file = path.join(this.#folder(command), 'image.tar');
-      const part = RevisionPart.REVISION_PART_IMAGE;
-      const wanted = { service: config.serviceName, revision: command.revision, part, version: imageId };
-      await timed(stages, 'fetch image', () => this.#fetch(client, source, wanted, file, progress, signal));
-      progress('copy', 'loading the image');
+  /** Asks one host, again where that may help. Undefined: it failed, which is noted. */
+  async #try<T>(
+    work: Work,
+    { host, address }: CopySource,
+    failures: string[],
+    use: (source: Source) => Promise<T>,
+  ): Promise<T | undefined> {
+    const { dial = dialSource } = this.#parts;
+    for (let tries = 1; ; tries++) {
+      work.stages = [];
+      const source = dial({ host, address }, work.config.serviceName, work.command.revision);
       try {
-        await timed(stages, 'load image', () => docker.load(file, signal));
+        return await use(source);
+      } catch (error) {
+        if (!(error instanceof SourceFailure)) throw error;
+        work.progress('copy', `${host}: ${error.message}`);
+        if (!error.again || tries >= TRIES) {
+          failures.push(`${host}: ${error.message}`);
+          return undefined;
+        }
       } finally {
-        // Also when it is not what it should be: the next attempt begins anew.
-        await rm(file, { force: true });
+        source.close();
       }
-      if (!(await docker.hasImage(imageId))) {
-        throw new InitlessError('COPY_FAILED', `the image that ${source.host} sent is not ${imageId}`);
-      }
+      await sleep(PAUSE_MS * tries, work.signal);
     }
-    return maker.recordOf(imageId, config, command.revision, signal);
   }
 
-  async #checkpoint(
-    client: Client,
-    source: CopySource,
-    command: CopyRevision,
-    text: string,
-    manifest: Manifest,
-    stages: StageTime[],
-    progress: Progress,
-    signal: AbortSignal,
-  ) {
-    const { checkpoints } = this.#parts;
-    const config = command.config as ServiceConfig;
-    const file = path.join(this.#folder(command), 'checkpoint.tar');
-    const version = sha256(Buffer.from(text)).toString('hex');
-    const part = RevisionPart.REVISION_PART_CHECKPOINT;
-    const wanted = { service: config.serviceName, revision: command.revision, part, version };
-    await timed(stages, 'fetch checkpoint', () => this.#fetch(client, source, wanted, file, progress, signal));
+  async #describe({ command, stages, signal }: Work, source: Source): Promise<DescribeRevisionResponse> {
+    const described = await timed(stages, 'describe', () => source.describe(signal));
+    if (described.imageId === command.imageId) return described;
+    throw new SourceFailure(`it has the image ${described.imageId}, not ${command.imageId}`, false);
+  }
+
+  /** Image and checkpoint from one host, or why its checkpoint is of no use here. */
+  async #checkpointFrom(work: Work, source: Source): Promise<Copied | { reason: string }> {
+    const { config, command, signal, stages } = work;
+    const described = await this.#describe(work, source);
+    if (described.manifest === '') return { reason: described.problem?.message ?? 'it has no checkpoint of it' };
+    const manifest = this.#read(work, described.manifest);
+    if (typeof manifest === 'string') {
+      work.progress('copy', `the checkpoint of ${source.host} does not fit: ${manifest}`);
+      return { reason: manifest };
+    }
+    await this.#image(work, source, described);
+    const parts = await timed(stages, 'export', () =>
+      source.export({ image: false, layers: [], manifest: textDigest(described.manifest) }, signal),
+    );
+    const fault = faultOf(manifest, parts);
+    if (fault) throw new SourceFailure(`its checkpoint is refused: ${fault}`, false);
+    const staged = await timed(stages, 'fetch', () => this.#fetch(work, source, parts, 'the checkpoint'));
+    const checkpoint = await timed(stages, 'assemble', () => this.#seal(work, described.manifest, manifest, staged));
+    await this.#parts.docker.tag(command.imageId, config.imageName, config.checkpointTagName);
+    const prepared = { imageId: command.imageId, checkpoint, problem: undefined };
+    return { prepared, how: 'copied', from: source.host, bytes: work.bytes, stages };
+  }
+
+  /** A manifest, or why its checkpoint cannot be used on this machine. */
+  #read({ command, config }: Work, text: string): Manifest | string {
+    let manifest: Manifest;
+    try {
+      manifest = readManifest(text, 'its manifest');
+    } catch (error) {
+      const { code, message } = toInitlessError(error);
+      if (code === 'CHECKPOINT_INCOMPATIBLE') return message;
+      throw new SourceFailure(message, false, error);
+    }
+    const { service, revision, imageId } = manifest;
+    if (service !== config.serviceName || revision !== command.revision || imageId !== command.imageId) {
+      throw new SourceFailure(`its manifest is of revision ${revision} of ${service}, image ${imageId}`, false);
+    }
+    return this.#parts.checkpoints.misfit(manifest.fingerprint) ?? manifest;
+  }
+
+  async #seal(work: Work, text: string, manifest: Manifest, staged: readonly Staged[]) {
+    const { checkpoints, revisions } = this.#parts;
+    const { config, command, signal } = work;
     const dir = await checkpoints.begin(config.checkpointName, config.serviceName, command.revision);
     try {
-      progress('copy', 'unpacking and comparing');
-      return await timed(stages, 'unpack', async () => {
-        await unpack(file, dir, manifest.entries, [MANIFEST], signal);
-        const there = new Set((await readTree(dir, signal)).map((entry) => entry.path));
-        for (const entry of manifest.entries) {
-          if (entry.type === 'special' && !there.has(entry.path))
-            await makeSocket(path.join(dir, entry.path), entry, signal);
-        }
-        const is = (await readTree(dir, signal)).filter((entry) => entry.path !== MANIFEST);
-        const found = difference(manifest.entries, is);
-        if (found)
-          throw new InitlessError('COPY_FAILED', `what ${source.host} sent is not what its manifest says: ${found}`);
-        return checkpoints.sealCopy(dir, text, manifest);
-      });
+      await assemble(dir, manifest, staged, signal);
+      const checkpoint = await checkpoints.sealCopy(dir, text, signal);
+      const record = revisions.find(config.serviceName, command.revision);
+      if (record?.problem) await revisions.put({ ...record, problem: undefined });
+      return checkpoint;
     } catch (error) {
       await checkpoints.abandon(dir);
-      throw error;
-    } finally {
-      await rm(file, { force: true });
+      throw this.#blame(work, error, ['BAD_ARCHIVE', 'CHECKPOINT_DAMAGED']);
     }
   }
 
-  async #fetch(
-    client: Client,
-    source: CopySource,
-    wanted: Wanted,
-    file: string,
-    progress: Progress,
-    signal: AbortSignal,
-  ) {
-    const what = wanted.part === RevisionPart.REVISION_PART_IMAGE ? 'image' : 'checkpoint';
-    progress('copy', `fetching the ${what} from ${source.host}`);
-    let told = 0;
-    const onBytes = (bytes: number) => {
-      if (bytes - told < TOLD_BYTES) return;
-      told = bytes;
-      progress('copy', `${what}: ${Math.round(bytes / 1e6)} MB`);
+  /** What is wrong with something whose bytes were all right is wrong at its source: it would come again the same. */
+  #blame({ signal }: Work, error: unknown, codes: readonly string[]): unknown {
+    const { code, message } = toInitlessError(error);
+    return !signal.aborted && codes.includes(code) ? new SourceFailure(message, false, error) : error;
+  }
+
+  async #imageFrom(
+    work: Work,
+    source: Source,
+  ): Promise<{ record: RevisionRecord; described: DescribeRevisionResponse }> {
+    const described = await this.#describe(work, source);
+    return { record: await this.#image(work, source, described), described };
+  }
+
+  /** Makes sure that the image is here, and that the revision can be started from it. */
+  async #image(work: Work, source: Source, { layers }: DescribeRevisionResponse): Promise<RevisionRecord> {
+    const { docker, revisions } = this.#parts;
+    const { command, config, signal, stages } = work;
+    const { imageId, revision } = command;
+    const known = revisions.find(config.serviceName, revision);
+    const here = await docker.hasImage(imageId);
+    if (here && known?.imageId === imageId) return known;
+    if (!here) {
+      const missing = missingLayers(layers, await docker.heldLayers());
+      const parts = await timed(stages, 'export image', () =>
+        source.export({ image: true, layers: missing, manifest: '' }, signal),
+      );
+      const config = parts.find(({ kind, name }) => kind === CONFIG && name === imageId);
+      const lacks = missing.find((layer) => !parts.some(({ kind, name }) => kind === LAYER && name === layer));
+      if (config === undefined || lacks) throw new SourceFailure(`it does not give ${lacks ?? 'the image'}`, false);
+      const what = `the image, ${missing.length} of ${layers.length} layers`;
+      const staged = await timed(stages, 'fetch image', () => this.#fetch(work, source, parts, what));
+      await timed(stages, 'load image', () => this.#load(work, layers, staged));
+    }
+    const record = await timed(stages, 'specification', async () =>
+      recordOf(docker, config, revision, await docker.image(imageId), signal),
+    );
+    // At once: it is then removed with the revision, whatever becomes of the checkpoint.
+    await revisions.put(record);
+    return record;
+  }
+
+  async #load(work: Work, layers: readonly string[], staged: readonly Staged[]): Promise<void> {
+    const { docker } = this.#parts;
+    const { command, config, signal } = work;
+    const fileOf = (digest: string) => staged.find(({ part }) => part.name === digest)?.file;
+    const archive = imageArchive({
+      config: { digest: command.imageId, file: fileOf(command.imageId) as string },
+      layers: layers.map((digest) => ({ digest, file: fileOf(digest) })),
+      name: imageNameOf(config.serviceName, command.revision),
+    });
+    try {
+      await docker.load(archive, signal);
+    } catch (error) {
+      throw this.#blame(work, error, ['INTERNAL']);
+    } finally {
+      archive.destroy();
+      for (const { file } of staged) await rm(file, { force: true });
+    }
+    // An image's id is the digest of its configuration, which names the digests of its layers; the engine checks both.
+    if (!(await docker.hasImage(command.imageId))) {
+      throw new SourceFailure(`what it gave is not the image ${command.imageId}`, false);
+    }
+  }
+
+  async #fetch(work: Work, source: Source, parts: readonly TransferPart[], what: string): Promise<Staged[]> {
+    const { folder, progress, signal } = work;
+    await checkRoom(folder, parts);
+    const total = parts.reduce((sum, part) => sum + dataOf(part), 0);
+    let [came, found, told] = [0, 0, performance.now()];
+    const tell = (line: string) => progress('copy', `${what} from ${source.host}: ${line}`);
+    const tally: Tally = {
+      came: (bytes) => {
+        came += bytes;
+        work.bytes += bytes;
+        if (performance.now() - told < PROGRESS_MS) return;
+        told = performance.now();
+        tell(`${megabytes(came + found)} of ${megabytes(total)} MB`);
+      },
+      found: (bytes) => {
+        found += bytes;
+      },
     };
-    await fetchPart(client, wanted, file, onBytes, signal);
+    const staged: Staged[] = [];
+    for (const part of parts) staged.push({ part, file: await stage(source, part, folder, tally, signal) });
+    tell(`${megabytes(total)} MB${found > 0 ? `, ${megabytes(found)} of them from an earlier attempt` : ''}`);
+    return staged;
+  }
+
+  async #make(work: Work, from: string, reason: string, record: RevisionRecord): Promise<Copied> {
+    const { config, progress, signal, stages } = work;
+    const about = { from, bytes: work.bytes, stages };
+    if (record.problem) {
+      // It was tried here before.
+      return {
+        ...about,
+        how: 'image',
+        prepared: { imageId: record.imageId, checkpoint: undefined, problem: record.problem },
+      };
+    }
+    progress('copy', `a checkpoint is made here: ${reason}`);
+    const prepared = await this.#parts.maker.makeFromImage(config, record, progress, signal);
+    return { ...about, how: 'made', prepared };
+  }
+
+  async #withoutCheckpoint(
+    { command, bytes, stages }: Work,
+    from: string,
+    { record, described }: { record: RevisionRecord; described: DescribeRevisionResponse },
+  ): Promise<Copied> {
+    const problem = described.problem ?? {
+      code: 'NO_CHECKPOINT',
+      message: `revision ${command.revision} is served from its image`,
+      nextStep: '',
+      outputTail: [],
+    };
+    await this.#parts.revisions.put({ ...record, problem });
+    return { prepared: { imageId: record.imageId, checkpoint: undefined, problem }, how: 'image', from, bytes, stages };
   }
 }
 
-/** What is wrong here, not at a source: another one would not be better. */
-const OURS: readonly InitlessError['code'][] = [
-  ...(['DISK_FULL', 'ENGINE_DOWN', 'CANCELLED', 'VOLUME_MISSING', 'VOLUME_REFUSED', 'START_FAILED'] as const),
-  ...(['EXITED_EARLY', 'MESSAGE_TIMEOUT', 'HEALTH_MISMATCH', 'HEALTH_TIMEOUT', 'NOT_LISTENING'] as const),
-];
-
-/** A manifest of another format is another agent's, and not damaged: the checkpoint is made here. Errors: COPY_FAILED. */
-function manifestOf(
-  text: string,
-  host: string,
-): { kind: 'read'; manifest: Manifest } | { kind: 'other'; reason: string } {
-  if (text === '') throw new InitlessError('COPY_FAILED', `${host} has no checkpoint of it any more`);
-  try {
-    return { kind: 'read', manifest: readManifest(text, `the manifest of ${host}`) };
-  } catch (thrown) {
-    const error = toInitlessError(thrown);
-    if (error.code === 'CHECKPOINT_INCOMPATIBLE') return { kind: 'other', reason: error.message };
-    throw new InitlessError('COPY_FAILED', error.message, { cause: thrown });
-  }
-}
-
-function unknownProblem(service: string) {
-  const message = `${service} could not be checkpointed where it was made`;
-  return {
-    code: 'DUMP_FAILED',
-    message,
-    nextStep: `'initless checkpoint create ${service}' tries again`,
-    outputTail: [],
-  };
+function megabytes(bytes: number): string {
+  return (bytes / 1e6).toFixed(1);
 }

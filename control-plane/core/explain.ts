@@ -1,6 +1,6 @@
 import { phaseOf } from './hosts.js';
 import { isEnabled, type ServiceRecord, type Snapshot } from './model.js';
-import { hasNamedVolumes, placementOf } from './placement.js';
+import { hasNamedVolumes, judgementsOf, placementOf } from './placement.js';
 import { sharesOf } from './shares.js';
 import { serviceView } from './view.js';
 
@@ -22,7 +22,8 @@ export interface Explanation {
 /** Why a service is where it is, from the same functions that decide it. Pure. */
 export function explain(record: ServiceRecord, snapshot: Snapshot, now: number): Explanation {
   const { name, config, current, pending } = record;
-  const { judgements, hosts } = placementOf(record, snapshot, now);
+  const { hosts } = placementOf(record, snapshot, now);
+  const judgements = judgementsOf(record, snapshot, now);
   const shares = sharesOf(record, snapshot, now);
   const view = serviceView(record, snapshot, []);
   const reasons: string[] = [];
@@ -55,7 +56,7 @@ export function explain(record: ServiceRecord, snapshot: Snapshot, now: number):
     return {
       host,
       placed,
-      reasons: [...texts, ...merits],
+      reasons: [...texts, ...merits()],
       parked: share?.parked ?? 0,
       maxRunning: share?.maxRunning ?? 0,
     };

@@ -1,5 +1,6 @@
 import { InstanceState } from '../../proto/gen/initless/v1/types.js';
-import { type HostState, isKnown, type MadeRevision, type Policy } from './model.js';
+import { assignmentIn, hostsAround, ofService } from './lookup.js';
+import { type HostState, isKnown, type MadeRevision, type Policy, type ServiceRecord, type Snapshot } from './model.js';
 
 /** How a host is seen: there; away, but nothing of it is replaced yet; or lost, and all of it is. */
 export type Phase = 'ready' | 'away' | 'lost';
@@ -13,8 +14,8 @@ export function phaseOf(host: HostState | undefined, policy: Policy, now: number
 
 /** Whether a host has a checkpoint of a revision that it can restore. */
 export function hasCheckpoint(host: HostState, service: string, revision: string | undefined): boolean {
-  return host.checkpoints.some(
-    (held) => held.service === service && held.revision === revision && held.quarantined === undefined,
+  return ofService(host.checkpoints, service).some(
+    (held) => held.revision === revision && held.quarantined === undefined,
   );
 }
 
@@ -22,18 +23,18 @@ export function hasCheckpoint(host: HostState, service: string, revision: string
 export function holds(host: HostState, service: string, revision: MadeRevision): boolean {
   if (hasCheckpoint(host, service, revision.id)) return true;
   if (revision.problem !== undefined && revision.host === host.name) return true;
-  const image = host.revisions.find((held) => held.service === service && held.revision === revision.id);
+  const image = ofService(host.revisions, service).find((held) => held.revision === revision.id);
   return image !== undefined && (revision.problem !== undefined || image.noCheckpoint);
 }
 
-/** Hosts that are connected and hold a revision, whether the service is placed there or not. */
-export function holders(hosts: readonly HostState[], service: string, revision: MadeRevision): HostState[] {
-  return hosts.filter((host) => isKnown(host) && holds(host, service, revision));
+/** Hosts that are connected and hold a service's revision, whether it is placed there or not. */
+export function holders(record: ServiceRecord, revision: MadeRevision, snapshot: Snapshot): HostState[] {
+  return hostsAround(record, snapshot).filter((host) => isKnown(host) && holds(host, record.name, revision));
 }
 
 /** Instances of a service that run on a host, those included that are coming up to run. */
 export function runningOn(host: HostState, service: string): number {
-  return host.instances.filter((one) => one.service === service && RUNNING.includes(one.state)).length;
+  return ofService(host.instances, service).filter((one) => RUNNING.includes(one.state)).length;
 }
 
 /** Parked ones do not run. One that is being restored may be for a request: it counts until it is known to be parked. */
@@ -46,5 +47,5 @@ const RUNNING = [
 
 /** What a host was last told to serve of a service, as far as is known. */
 export function assignmentAt(host: HostState, service: string) {
-  return host.assignments.find((one) => one.config?.serviceName === service);
+  return assignmentIn(host.assignments, service);
 }

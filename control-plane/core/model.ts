@@ -165,6 +165,8 @@ export interface Snapshot {
   /** Memory of its own that a parked instance holds, bytes, by service; measured. */
   memory: ReadonlyMap<string, number>;
   policy: Policy;
+  /** The store has lost what was in it: a service that it does not know may be one that hosts still serve rightly. */
+  recovering?: boolean;
 }
 
 /** Settings that decisions depend on. */

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import type { PoolShare, ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
+import { PoolShare, type ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
 import { ServiceConfig } from '../../proto/gen/initless/v1/types.js';
 import { canonicalJson } from './canonical.js';
 import type { MadeRevision, ServiceRecord } from './model.js';
@@ -46,20 +46,19 @@ export function revisionId(content: string, config: ServiceConfig): string {
   return createHash('sha256').update(text).digest('hex').slice(0, 12);
 }
 
-/** What was worked out before. Configurations are never changed in place, and decisions compare the same ones every second. */
-const EFFECTIVE = new WeakMap<ServiceConfig, WeakMap<ServiceConfig, ServiceConfig>>();
-const TEXTS = new WeakMap<ServiceConfig, string>();
+const effective = new WeakMap<ServiceRecord, WeakMap<object, ServiceConfig>>();
 
 /** The configuration that a revision serves with: its own keys as they were, all others as they are now. */
 export function effectiveConfig(record: ServiceRecord, revision: { config: ServiceConfig }): ServiceConfig {
-  const known = EFFECTIVE.get(record.config) ?? new WeakMap<ServiceConfig, ServiceConfig>();
-  EFFECTIVE.set(record.config, known);
-  const config = known.get(revision.config) ?? merge(record, revision);
-  known.set(revision.config, config);
+  // Asked for with every look at a service; neither is ever changed, only replaced.
+  const known = effective.get(record) ?? new WeakMap<object, ServiceConfig>();
+  effective.set(record, known);
+  const config = known.get(revision) ?? makeEffective(record, revision);
+  known.set(revision, config);
   return config;
 }
 
-function merge(record: ServiceRecord, revision: { config: ServiceConfig }): ServiceConfig {
+function makeEffective(record: ServiceRecord, revision: { config: ServiceConfig }): ServiceConfig {
   const own = revision.config.healthCheck;
   return {
     ...record.config,
@@ -86,24 +85,26 @@ export function assignmentOf(record: ServiceRecord, current: MadeRevision, share
 
 /** Whether two assignments say the same. */
 export function sameAssignment(a: ServiceAssignment, b: ServiceAssignment): boolean {
-  if (a.revision !== b.revision || a.imageId !== b.imageId) return false;
-  return sameShare(a.pool, b.pool) && sameConfig(a.config, b.config);
+  const same = a.revision === b.revision && a.imageId === b.imageId && sameShare(a.pool, b.pool);
+  return same && sameConfig(a.config, b.config);
 }
 
 function sameShare(a: PoolShare | undefined, b: PoolShare | undefined): boolean {
-  if (a === undefined || b === undefined) return a === b;
-  const { parked, ready, usefulness, maxRunning, elsewhere } = a;
-  const same = parked === b.parked && ready === b.ready && usefulness === b.usefulness;
-  return same && maxRunning === b.maxRunning && elsewhere === b.elsewhere;
+  return a === b || (a !== undefined && b !== undefined && SHARE_KEYS.every((key) => a[key] === b[key]));
 }
+
+const SHARE_KEYS = Object.keys(PoolShare.create()) as (keyof PoolShare)[];
 
 /** Whether two configurations say the same. */
 export function sameConfig(a: ServiceConfig | undefined, b: ServiceConfig | undefined): boolean {
-  return a === b || (a !== undefined && b !== undefined && textOf(a) === textOf(b));
+  return a === b || textOf(a) === textOf(b);
 }
 
-function textOf(config: ServiceConfig): string {
-  const text = TEXTS.get(config) ?? canonicalJson(ServiceConfig.toJSON(config));
-  TEXTS.set(config, text);
+const texts = new WeakMap<ServiceConfig, string>();
+
+function textOf(config: ServiceConfig | undefined): string {
+  if (config === undefined) return '';
+  const text = texts.get(config) ?? canonicalJson(ServiceConfig.toJSON(config));
+  texts.set(config, text);
   return text;
 }

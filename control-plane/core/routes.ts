@@ -1,6 +1,7 @@
 import type { Route, RouteHost } from '../../proto/gen/initless/v1/routing.js';
 import { ServiceState } from '../../proto/gen/initless/v1/types.js';
 import { assignmentAt, phaseOf } from './hosts.js';
+import { hostsAround } from './lookup.js';
 import { type HostState, isEnabled, isKnown, type ServiceRecord, type Snapshot } from './model.js';
 import { serves, verdict } from './view.js';
 
@@ -42,7 +43,7 @@ function servingHosts(record: ServiceRecord, snapshot: Snapshot, now: number): H
   };
   const parks = (host: HostState) => (assignmentAt(host, record.name)?.pool?.parked ?? 1) > 0;
   const isThere = (host: HostState) => phaseOf(host, snapshot.policy, now) !== 'lost';
-  const serving = snapshot.hosts.filter((host) => mayServe(host, record, now));
+  const serving = hostsAround(record, snapshot).filter((host) => mayServe(host, record, now));
   const there = serving.filter(isThere);
   return (there.length > 0 ? there : serving).sort(
     (a, b) =>

@@ -1,6 +1,7 @@
 import type { CopySource, ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
 import { GoneReason } from '../../proto/gen/initless/v1/types.js';
 import { assignmentAt, hasCheckpoint, holders, holds, phaseOf } from './hosts.js';
+import { hostsAround, type Load, lookup, ofService, workOn } from './lookup.js';
 import {
   type HostState,
   isEnabled,
@@ -55,13 +56,13 @@ const FORGET_MS = 7 * 24 * 3_600_000;
  * and nothing else happens, it comes to decide nothing.
  */
 export function schedule(snapshot: Snapshot, now: number): Decision[] {
-  const hosts = new Map(snapshot.hosts.map((host) => [host.name, host]));
+  const { hosts } = lookup(snapshot);
   const loads = new Loads(snapshot.work);
   const decisions: Decision[] = [];
   for (const record of snapshot.services) {
     const view = { record, hosts, snapshot, now };
     if (isEnabled(record)) {
-      const placed = place(view);
+      const placed = place(view, loads);
       if (placed !== undefined) {
         decisions.push(placed);
         continue;
@@ -83,15 +84,27 @@ interface View {
   now: number;
 }
 
-/** Builds and copies on each host, those included that were just decided on. */
+/** Builds, copies and services on each host, those included that were just decided on. */
 class Loads {
   readonly #builds = new Map<string, number>();
   readonly #copies = new Map<string, number>();
+  /** Services that were just placed. */
+  readonly placed = new Map<string, Load>();
 
   constructor(work: readonly Work[]) {
     for (const { kind, host } of work) {
       if (kind === 'prepare') add(this.#builds, host);
       if (kind === 'copy') add(this.#copies, host);
+    }
+  }
+
+  /** A service is placed anew. */
+  place(before: readonly string[], after: readonly string[]): void {
+    for (const [index, host] of after.entries()) {
+      const known = this.placed.get(host) ?? { placed: 0, first: 0 };
+      const isNew = before.includes(host) ? 0 : 1;
+      const isFirst = index === 0 && before[0] !== host ? 1 : 0;
+      this.placed.set(host, { placed: known.placed + isNew, first: known.first + isFirst });
     }
   }
 
@@ -112,10 +125,11 @@ function add(counts: Map<string, number>, host: string): true {
 }
 
 /** A service stays where it is, unless a host of it is lost or drained, or there are more that it may be spread over. */
-function place({ record, snapshot, now }: View): Decision | undefined {
-  const { hosts, maker } = placementOf(record, snapshot, now);
+function place({ record, snapshot, now }: View, loads: Loads): Decision | undefined {
+  const { hosts, maker } = placementOf(record, snapshot, now, loads.placed);
   const same = maker === record.host && hosts.length === record.hosts.length;
   if (same && hosts.every((host, index) => host === record.hosts[index])) return undefined;
+  loads.place(record.hosts, hosts);
   return { type: 'place', service: record.name, maker, hosts };
 }
 
@@ -127,7 +141,7 @@ function remake({ record, hosts, snapshot, now }: View): Decision[] {
   const { current, name } = record;
   if (current === undefined) return [];
   const decision = (force: boolean): Decision[] => [{ type: 'remake', service: name, force }];
-  const held = holders(snapshot.hosts, name, current).length > 0;
+  const held = holders(record, current, snapshot).length > 0;
   if (current.making?.kind === 'wanted') {
     return held && !current.making.force ? [{ type: 'keep', service: name }] : [];
   }
@@ -136,12 +150,12 @@ function remake({ record, hosts, snapshot, now }: View): Decision[] {
   }
   const maker = hosts.get(record.host);
   if (held || !isKnown(maker)) return [];
-  const isAwaited = snapshot.hosts.some(
+  const isAwaited = hostsAround(record, snapshot).some(
     (host) => !isKnown(host) && phaseOf(host, snapshot.policy, now) !== 'lost' && mayHold(host, record),
   );
   if (isAwaited) return [];
   if (current.host === maker.name && now - current.madeAt < REMAKE_PAUSE_MS && maker.since < current.madeAt) return [];
-  const quarantined = maker.checkpoints.some((one) => one.service === name && one.revision === current.id);
+  const quarantined = ofService(maker.checkpoints, name).some((one) => one.revision === current.id);
   return decision(quarantined);
 }
 
@@ -174,8 +188,8 @@ function cancel(view: View): Decision[] {
     work.kind === 'prepare'
       ? work.revision === wanted?.id && work.host === record.host
       : isEnabled(record) && work.revision === record.current?.id && record.hosts.includes(work.host);
-  return snapshot.work
-    .filter((work) => (work.kind === 'prepare' || work.kind === 'copy') && work.service === record.name)
+  return workOn(snapshot, record.name)
+    .filter((work) => work.kind === 'prepare' || work.kind === 'copy')
     .filter((work) => !work.cancelled && !isWanted(work))
     .map((work): Decision => ({ type: 'cancel', work: work.id }));
 }
@@ -186,7 +200,7 @@ function build(view: View, loads: Loads): Decision[] {
   const wanted = target(view);
   const host = hosts.get(record.host);
   if (wanted === undefined || !isKnown(host) || wanted.making.notBefore > now) return [];
-  if (snapshot.work.some((work) => work.kind === 'prepare' && work.service === record.name)) return [];
+  if (workOn(snapshot, record.name).some((work) => work.kind === 'prepare')) return [];
   if (!hasCheckpoint(host, record.name, wanted.id) && !host.engine?.ready) return [];
   if (!loads.mayBuild(host.name)) return [];
   const { id: revision, making } = wanted;
@@ -198,7 +212,7 @@ function copy({ record, hosts, snapshot, now }: View, loads: Loads): Decision[] 
   const { current, name } = record;
   // What is about to be made anew is not worth a copy.
   if (current === undefined || (current.making?.kind === 'wanted' && current.making.force)) return [];
-  const sources = holders(snapshot.hosts, name, current)
+  const sources = holders(record, current, snapshot)
     .filter((host) => host.leaseAddress !== '')
     .sort((a, b) => Number(b.name === current.host) - Number(a.name === current.host))
     .map((host) => ({ host: host.name, address: host.leaseAddress }));
@@ -206,7 +220,7 @@ function copy({ record, hosts, snapshot, now }: View, loads: Loads): Decision[] 
   return record.hosts.flatMap((to): Decision[] => {
     const host = hosts.get(to);
     if (!isKnown(host) || !host.engine?.ready || holds(host, name, current)) return [];
-    if (snapshot.work.some((work) => work.kind === 'prepare' && work.service === name && work.host === to)) return [];
+    if (workOn(snapshot, name).some((work) => work.kind === 'prepare' && work.host === to)) return [];
     if (isBusy(snapshot, 'copy', to, name, now) || !loads.mayCopy(to)) return [];
     return [{ type: 'copy', service: name, host: to, revision: current.id, sources }];
   });
@@ -231,7 +245,7 @@ function servesAs(host: HostState, wanted: ServiceAssignment, now: number): bool
   const confirmed = host.confirmed.get(name);
   const said = confirmed !== undefined && sameAssignment(confirmed.assignment, wanted);
   if (said && now - confirmed.at < REPORT_LAG_MS) return true;
-  const reported = host.assignments.find((one) => one.config?.serviceName === name);
+  const reported = assignmentAt(host, name);
   // A report that repeats the configuration in another form is as good, once the agent has confirmed it.
   return (
     reported !== undefined && (sameAssignment(reported, wanted) || (said && reported.revision === wanted.revision))
@@ -240,11 +254,12 @@ function servesAs(host: HostState, wanted: ServiceAssignment, now: number): bool
 
 /** Withdraws what a host must not serve, and removes what it need not hold. */
 function tidy(host: HostState, snapshot: Snapshot, now: number): Decision[] {
-  const records = new Map(snapshot.services.map((record) => [record.name, record]));
+  const { records } = lookup(snapshot);
   const decisions: Decision[] = [];
   const served = new Set(host.assignments.flatMap((one) => (one.config ? [one.config.serviceName] : [])));
   for (const service of served) {
     const record = records.get(service);
+    if (record === undefined && snapshot.recovering) continue;
     if (record !== undefined && isEnabled(record) && !mayGo(record, host, snapshot)) continue;
     if (isBusy(snapshot, 'withdraw', host.name, service, now)) continue;
     const drained = host.drainingSince !== undefined && record !== undefined && isEnabled(record);
@@ -254,14 +269,18 @@ function tidy(host: HostState, snapshot: Snapshot, now: number): Decision[] {
   for (const service of new Set([...host.checkpoints.map((one) => one.service), ...host.volumeServices])) {
     const record = records.get(service);
     // What belongs to no service that we know is left for a person to judge.
-    if (record === undefined || !isSettled(record, snapshot)) continue;
+    if (record === undefined) continue;
+    const held = ofService(host.checkpoints, service);
+    // The rule: it has what serves, where that is to serve, and nothing else.
+    const isAsItShould = !record.removed && record.hosts.includes(host.name);
+    if (isAsItShould && held.every((one) => one.revision === record.current?.id)) continue;
+    if (!isSettled(record, snapshot)) continue;
     const keep = keptAt(record, host, snapshot);
-    const held = host.checkpoints.filter((one) => one.service === service);
     const volumesGo = record.removed && host.volumeServices.includes(service);
     if ((held.every((one) => keep.includes(one.revision)) && !volumesGo) || (record.removed && served.has(service))) {
       continue;
     }
-    if (snapshot.work.some((work) => ['prepare', 'copy'].includes(work.kind) && work.service === service)) continue;
+    if (workOn(snapshot, service).some((work) => ['prepare', 'copy'].includes(work.kind))) continue;
     if (isBusy(snapshot, 'deleteRevisions', host.name, service, now)) continue;
     decisions.push({ type: 'deleteRevisions', service, host: host.name, keep, removed: record.removed });
   }
@@ -273,7 +292,7 @@ function mayGo(record: ServiceRecord, host: HostState, snapshot: Snapshot): bool
   const { name, current } = record;
   if (record.hosts.includes(host.name)) return false;
   if (host.drainForced || current === undefined) return true;
-  return snapshot.hosts.some(
+  return hostsAround(record, snapshot).some(
     (other) =>
       record.hosts.includes(other.name) && isKnown(other) && assignmentAt(other, name)?.revision === current.id,
   );
@@ -284,7 +303,7 @@ function isSettled(record: ServiceRecord, snapshot: Snapshot): boolean {
   const { removed, current, pending, name } = record;
   if (removed) return true;
   if (current === undefined || current.making !== undefined || pending?.making.kind === 'wanted') return false;
-  const placed = snapshot.hosts.filter((host) => record.hosts.includes(host.name) && isKnown(host));
+  const placed = hostsAround(record, snapshot).filter((host) => record.hosts.includes(host.name) && isKnown(host));
   return placed.length > 0 && placed.every((host) => assignmentAt(host, name)?.revision === current.id);
 }
 
@@ -292,7 +311,7 @@ function isSettled(record: ServiceRecord, snapshot: Snapshot): boolean {
 function keptAt(record: ServiceRecord, host: HostState, snapshot: Snapshot): string[] {
   const { name, current, pending, previous } = record;
   const used = [
-    ...host.instances.filter((one) => one.service === name).map((one) => one.revision),
+    ...ofService(host.instances, name).map((one) => one.revision),
     assignmentAt(host, name)?.revision ?? '',
   ].filter((revision) => revision !== '');
   if (record.removed) return [];
@@ -308,15 +327,13 @@ function keptAt(record: ServiceRecord, host: HostState, snapshot: Snapshot): str
 
 function isBusy(snapshot: Snapshot, kind: Work['kind'], host: string, service: string, now: number): boolean {
   const until = snapshot.cooldowns.get(workKey(kind, host, service)) ?? 0;
-  return (
-    until > now || snapshot.work.some((work) => work.kind === kind && work.host === host && work.service === service)
-  );
+  return until > now || workOn(snapshot, service).some((work) => work.kind === kind && work.host === host);
 }
 
 /** A removed service is forgotten once no host has anything of it. */
 function forget(snapshot: Snapshot, hosts: ReadonlyMap<string, HostState>, now: number): Decision[] {
   return snapshot.services
-    .filter((record) => record.removed && !snapshot.work.some((work) => work.service === record.name))
+    .filter((record) => record.removed && workOn(snapshot, record.name).length === 0)
     .filter((record) => {
       const places = [
         record.host,
@@ -326,12 +343,12 @@ function forget(snapshot: Snapshot, hosts: ReadonlyMap<string, HostState>, now: 
       ];
       const waits = places.some((name) => hosts.has(name) && !isKnown(hosts.get(name)));
       if (waits && now - record.updatedAt < FORGET_MS) return false;
-      return snapshot.hosts.every(
+      return hostsAround(record, snapshot).every(
         (host) =>
           !isKnown(host) ||
-          (host.checkpoints.every((one) => one.service !== record.name) &&
+          (ofService(host.checkpoints, record.name).length === 0 &&
             !host.volumeServices.includes(record.name) &&
-            host.assignments.every((one) => one.config?.serviceName !== record.name)),
+            assignmentAt(host, record.name) === undefined),
       );
     })
     .map((record): Decision => ({ type: 'forget', service: record.name }));

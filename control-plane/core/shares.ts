@@ -1,5 +1,6 @@
 import type { PoolShare } from '../../proto/gen/initless/v1/fleet.js';
 import { assignmentAt, holds, phaseOf, runningOn } from './hosts.js';
+import { hostsAround, lookup } from './lookup.js';
 import type { HostState, ServiceRecord, Snapshot } from './model.js';
 
 /** Splits a total evenly; what is left over goes to the first ones. The parts sum to the total. */
@@ -18,9 +19,9 @@ export function divide(total: number, parts: number): number[] {
 export function sharesOf(record: ServiceRecord, snapshot: Snapshot, now: number): Map<string, PoolShare> {
   const { config, current, name } = record;
   const there = (host: HostState) => phaseOf(host, snapshot.policy, now) !== 'lost';
-  const placed = record.hosts.flatMap((one) => snapshot.hosts.find((host) => host.name === one) ?? []).filter(there);
+  const placed = record.hosts.flatMap((one) => lookup(snapshot).hosts.get(one) ?? []).filter(there);
   const members = placed.filter((host) => assignmentAt(host, name) || (current && holds(host, name, current)));
-  if (snapshot.hosts.some((host) => there(host) && isUnheard(host, record))) {
+  if (snapshot.hosts.some((host) => isUnheard(host, record) && there(host))) {
     return new Map(members.map((host) => [host.name, shareTold(host, name)]));
   }
   const total = config.maxPoolSize;
@@ -30,7 +31,12 @@ export function sharesOf(record: ServiceRecord, snapshot: Snapshot, now: number)
     return told === undefined || !members.includes(host) ? 0 : (told.pool?.maxRunning ?? told.config!.maxPoolSize);
   };
   const inForce = (host: HostState) => Math.max(share(host), runningOn(host, name));
-  const taken = new Map(snapshot.hosts.filter(there).map((host) => [host.name, inForce(host)]));
+  // All others have none of it.
+  const taken = new Map(
+    hostsAround(record, snapshot)
+      .filter(there)
+      .map((host) => [host.name, inForce(host)]),
+  );
   const granted = new Map<string, number>();
   for (const member of members) {
     const { name: host } = member;

@@ -16,11 +16,14 @@ import { agentDown } from '../core/view.js';
 import type { EventLog } from '../events.js';
 import type { Store } from '../store/store.js';
 import { HostLink } from './host-link.js';
+import { withReport } from './report.js';
 
 /** An agent says something every second; one that has been silent for this long gives way to another of its name. */
 const SILENT_MS = 3_000;
 /** One that has been silent for this long is away. */
 const DEAD_MS = 6_000;
+/** Agents are told of other hosts this much later. */
+const TELL_MS = 100;
 /** An agent says who it is at once. */
 const HELLO_MS = 10_000;
 const HOST_NAME = /^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?$/;
@@ -46,10 +49,13 @@ export class Fleet {
   readonly changes = new Changes();
   readonly #parts: FleetParts;
   readonly #hosts = new Map<string, HostState>();
+  /** The same as a list; what is worked out from it holds until a host changes. */
+  #list: readonly HostState[] | undefined;
   readonly #links = new Map<string, HostLink>();
   /** Hosts that were said to be lost, and have not come back. */
   readonly #lost = new Set<string>();
   #closed = false;
+  #telling: NodeJS.Timeout | undefined;
 
   /** @param known hosts that were connected before the control plane started. */
   constructor(parts: FleetParts, known: readonly HostRecord[]) {
@@ -58,8 +64,9 @@ export class Fleet {
   }
 
   /** All hosts, by name. */
-  list(): HostState[] {
-    return [...this.#hosts.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+  list(): readonly HostState[] {
+    this.#list ??= [...this.#hosts.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+    return this.#list;
   }
 
   /** The connection to a host. Errors: AGENT_DOWN, with what to do. */
@@ -169,8 +176,17 @@ export class Fleet {
   async #forget(name: string): Promise<void> {
     await this.#parts.store.deleteHost(name);
     this.#hosts.delete(name);
+    this.#list = undefined;
     this.#lost.delete(name);
-    this.tellSettings();
+    this.#tellSoon();
+  }
+
+  /** Many hosts that come at once are told of in one message, not each in one of its own to all others. */
+  #tellSoon(): void {
+    this.#telling ??= setTimeout(() => {
+      this.#telling = undefined;
+      this.tellSettings();
+    }, TELL_MS);
   }
 
   #settingsFor(name: string): HostSettings {
@@ -183,6 +199,7 @@ export class Fleet {
   /** Ends all connections, and takes no more. */
   close(): void {
     this.#closed = true;
+    clearTimeout(this.#telling);
     for (const link of this.#links.values()) link.end(away(link.name, 'the control plane stops'));
   }
 
@@ -228,6 +245,7 @@ export class Fleet {
     const { name: _, ...fresh } = unseen({ name, leaseAddress, identity, cordoned: false }, now);
     const before = isAnother ? { ...fresh, name } : known;
     this.#lost.delete(name);
+    this.#list = undefined;
     this.#hosts.set(name, {
       ...before,
       ...{ leaseAddress, agentVersion, fingerprint, cpus, memoryTotal, identity },
@@ -238,7 +256,7 @@ export class Fleet {
     });
     if (known.leaseAddress !== leaseAddress || known.identity !== identity) this.#store(this.get(name));
     link.welcome(this.#settingsFor(name));
-    this.tellSettings();
+    this.#tellSoon();
     const message = isAnother ? `${name} is connected; it is another host than before` : `${name} is connected`;
     this.#parts.events.add({ kind: 'host.connected', host: name, message });
     this.changes.tell();
@@ -302,24 +320,19 @@ export class Fleet {
 
   #report(name: string, report: HostReport): void {
     this.#parts.onReport(name, report);
-    this.#update(name, (host) => ({
-      ...host,
-      reported: true,
-      engine: report.engine,
-      instances: report.instances.map((one) => ({ ...one, host: name })),
-      checkpoints: report.checkpoints.map((one) => ({ ...one, host: name })),
-      assignments: report.assignments,
-      volumeServices: report.volumeServices,
-      revisions: report.revisions,
-      memoryAvailable: report.memoryAvailable,
-      portsFree: report.portsFree,
-    }));
+    const host = this.#hosts.get(name);
+    if (host === undefined) return;
+    const { after, changed } = withReport(host, report);
+    this.#hosts.set(name, after);
+    this.#list = undefined;
+    if (changed) this.changes.tell();
   }
 
   #update(name: string, change: (host: HostState) => HostState): void {
     const host = this.#hosts.get(name);
     if (host === undefined) return;
     this.#hosts.set(name, change(host));
+    this.#list = undefined;
     this.changes.tell();
   }
 

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
-import { Route, type WatchRoutesResponse } from '../../proto/gen/initless/v1/routing.js';
-import { canonicalJson } from '../core/canonical.js';
+import { isDeepStrictEqual } from 'node:util';
+import type { Route, WatchRoutesResponse } from '../../proto/gen/initless/v1/routing.js';
 
 /** Versions whose changes are remembered: a gateway that was away for more of them gets the whole table. */
 const KEPT = 256;
@@ -17,7 +17,7 @@ export class RouteTable {
   /** Another one with each start: versions of two have nothing to do with each other. */
   readonly name = randomUUID();
   #version = 0;
-  #routes = new Map<string, { route: Route; text: string }>();
+  #routes = new Map<string, Route>();
   readonly #changes: Change[] = [];
 
   /** Version of what is in it now. 0: nothing was put in yet. */
@@ -27,9 +27,9 @@ export class RouteTable {
 
   /** Puts a table in. Whether anything is different; the version has then grown. */
   update(routes: readonly Route[]): boolean {
-    const next = new Map(routes.map((route) => [route.service, { route, text: canonicalJson(Route.toJSON(route)) }]));
+    const next = new Map(routes.map((route) => [route.service, route]));
     const services = [...new Set([...next.keys(), ...this.#routes.keys()])].filter(
-      (service) => next.get(service)?.text !== this.#routes.get(service)?.text,
+      (service) => !isDeepStrictEqual(next.get(service), this.#routes.get(service)),
     );
     if (services.length === 0 && this.#version > 0) return false;
     this.#version += 1;
@@ -49,7 +49,7 @@ export class RouteTable {
       : new Set(this.#routes.keys());
     const services = [...changed].sort();
     return {
-      routes: services.flatMap((service) => this.#routes.get(service)?.route ?? []),
+      routes: services.flatMap((service) => this.#routes.get(service) ?? []),
       table: this.name,
       version: this.#version,
       isChange,

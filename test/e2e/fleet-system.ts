@@ -47,6 +47,18 @@ export async function fleetUp(): Promise<void> {
   for (const host of HOSTS) await mustFleet('host', 'up', host);
   await mustFleet('up', '--settings', settings, '--gateways', String(GATEWAYS.length));
   await untilConnected();
+  await forgetServices();
+}
+
+/** What an earlier run left would be used again: checkpoints are made anew. */
+async function forgetServices(): Promise<void> {
+  const { services } = await ask((admin, options) => admin.listServices({}, options));
+  for (const { config } of services) await mustFleet('service', 'rm', config?.serviceName ?? '');
+  await until('nothing of an earlier run to be left', async () => {
+    const { hosts } = await ask((admin, options) => admin.listHosts({}, options));
+    const { checkpoints } = await ask((admin, options) => admin.listCheckpoints({}, options));
+    return checkpoints.length === 0 && hosts.every((host) => host.services === 0);
+  });
 }
 
 /** Takes it down again. */

@@ -68,7 +68,10 @@ export class SimGateway {
     for (const route of routes) {
       const { service, maxConcurrency, queueLimit, queueTimeoutMs, hosts } = route;
       const limits = { maxConcurrency, queueLimit, queueTimeoutMs };
-      const choices = hosts.map(({ host }) => ({ agent: host, host, up: this.#streams.has(host) }));
+      const choices = hosts.map(({ host, maxRunning, parked, draining }) => ({
+        ...{ agent: host, host, up: this.#streams.has(host), silent: false },
+        ...{ maxRunning, parked, draining },
+      }));
       const admission = this.#of(service);
       this.#carryOut(service, admission.configure(limits, choices, noHost(service), this.#clock.now));
     }

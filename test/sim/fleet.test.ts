@@ -14,7 +14,11 @@ function busyFleet(seed: number, options: Partial<WorldOptions> = {}) {
   const world = new FleetWorld({ seed, hosts: 4, gateways: 2, ...options });
   const invariants = new Invariants(world);
   for (const service of SERVICES) {
-    world.apply(service, 'v1', 'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\nidle_timeout: 2\n');
+    world.apply(
+      service,
+      'v1',
+      'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\nidle_timeout: 2\n',
+    );
   }
   world.clock.pass(90 * SECOND);
   const stop = world.clock.every(150, () => world.request(world.pick(SERVICES), world.between(1, 900)));
@@ -129,7 +133,11 @@ describe('a simulated fleet with requests all the time', () => {
   it.each(SEEDS)('replaces a revision on all hosts and goes back to it, and fails no request (seed %i)', (seed) => {
     const { world, decisions, failed, rest } = busyFleet(seed);
     const first = world.record('s1').current!.id;
-    world.apply('s1', 'v2', 'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\nidle_timeout: 2\n');
+    world.apply(
+      's1',
+      'v2',
+      'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\nidle_timeout: 2\n',
+    );
     world.clock.pass(60 * SECOND);
     expect(world.record('s1').current!.id).not.toBe(first);
     world.rollBack('s1');

@@ -58,8 +58,6 @@ max_concurrency:
       pool: { pre_start_pool_size: 2, max_pool_size: 4, pre_start_timeout: 15, idle_timeout: 1, max_concurrency: 100 },
     });
     expect(warnings.map((warning) => warning.split(' ')[1])).toEqual([
-      'redis_host:',
-      'redis_port:',
       'runc_watchdog_host:',
       'runc_watchdog_port_base:',
       'checkpoint_dir:',

@@ -13,50 +13,64 @@ export const protobufPackage = "initless.v1";
 
 export const protobufFileName = "initless/v1/transfer.proto";
 
-/** Part of a revision. */
-export enum RevisionPart {
-  /** REVISION_PART_UNSPECIFIED - Never sent. */
-  REVISION_PART_UNSPECIFIED = 0,
-  /** REVISION_PART_IMAGE - Its image, as `docker save` writes it. */
-  REVISION_PART_IMAGE = 1,
-  /** REVISION_PART_CHECKPOINT - Its checkpoint's folder as a tar archive, holes left out. */
-  REVISION_PART_CHECKPOINT = 2,
+/** What a part is. */
+export enum TransferPartKind {
+  /** TRANSFER_PART_KIND_UNSPECIFIED - Never sent. */
+  TRANSFER_PART_KIND_UNSPECIFIED = 0,
+  /** TRANSFER_PART_KIND_IMAGE_CONFIG - The configuration of the image; `name` is the image's id. */
+  TRANSFER_PART_KIND_IMAGE_CONFIG = 1,
+  /** TRANSFER_PART_KIND_LAYER - A layer of the image, as a tar archive; `name` is its digest. */
+  TRANSFER_PART_KIND_LAYER = 2,
+  /** TRANSFER_PART_KIND_FILE - A file of the checkpoint; `name` is its path below the checkpoint's folder. */
+  TRANSFER_PART_KIND_FILE = 3,
+  /** TRANSFER_PART_KIND_TREE - A tar archive of what the process changed in its root file system, and of its volumes. Sockets are left out. */
+  TRANSFER_PART_KIND_TREE = 4,
   UNRECOGNIZED = -1,
 }
 
-export function revisionPartFromJSON(object: any): RevisionPart {
+export function transferPartKindFromJSON(object: any): TransferPartKind {
   switch (object) {
     case 0:
-    case "REVISION_PART_UNSPECIFIED":
-      return RevisionPart.REVISION_PART_UNSPECIFIED;
+    case "TRANSFER_PART_KIND_UNSPECIFIED":
+      return TransferPartKind.TRANSFER_PART_KIND_UNSPECIFIED;
     case 1:
-    case "REVISION_PART_IMAGE":
-      return RevisionPart.REVISION_PART_IMAGE;
+    case "TRANSFER_PART_KIND_IMAGE_CONFIG":
+      return TransferPartKind.TRANSFER_PART_KIND_IMAGE_CONFIG;
     case 2:
-    case "REVISION_PART_CHECKPOINT":
-      return RevisionPart.REVISION_PART_CHECKPOINT;
+    case "TRANSFER_PART_KIND_LAYER":
+      return TransferPartKind.TRANSFER_PART_KIND_LAYER;
+    case 3:
+    case "TRANSFER_PART_KIND_FILE":
+      return TransferPartKind.TRANSFER_PART_KIND_FILE;
+    case 4:
+    case "TRANSFER_PART_KIND_TREE":
+      return TransferPartKind.TRANSFER_PART_KIND_TREE;
     case -1:
     case "UNRECOGNIZED":
     default:
-      return RevisionPart.UNRECOGNIZED;
+      return TransferPartKind.UNRECOGNIZED;
   }
 }
 
-export function revisionPartToJSON(object: RevisionPart): string {
+export function transferPartKindToJSON(object: TransferPartKind): string {
   switch (object) {
-    case RevisionPart.REVISION_PART_UNSPECIFIED:
-      return "REVISION_PART_UNSPECIFIED";
-    case RevisionPart.REVISION_PART_IMAGE:
-      return "REVISION_PART_IMAGE";
-    case RevisionPart.REVISION_PART_CHECKPOINT:
-      return "REVISION_PART_CHECKPOINT";
-    case RevisionPart.UNRECOGNIZED:
+    case TransferPartKind.TRANSFER_PART_KIND_UNSPECIFIED:
+      return "TRANSFER_PART_KIND_UNSPECIFIED";
+    case TransferPartKind.TRANSFER_PART_KIND_IMAGE_CONFIG:
+      return "TRANSFER_PART_KIND_IMAGE_CONFIG";
+    case TransferPartKind.TRANSFER_PART_KIND_LAYER:
+      return "TRANSFER_PART_KIND_LAYER";
+    case TransferPartKind.TRANSFER_PART_KIND_FILE:
+      return "TRANSFER_PART_KIND_FILE";
+    case TransferPartKind.TRANSFER_PART_KIND_TREE:
+      return "TRANSFER_PART_KIND_TREE";
+    case TransferPartKind.UNRECOGNIZED:
     default:
       return "UNRECOGNIZED";
   }
 }
 
-/** Asks for a revision. */
+/** Asks what a host has. */
 export interface DescribeRevisionRequest {
   /** Service. */
   service: string;
@@ -64,38 +78,78 @@ export interface DescribeRevisionRequest {
   revision: string;
 }
 
-/** What a host has of it. */
+/** What a host has of a revision. */
 export interface DescribeRevisionResponse {
   /** Its image, "sha256:...". */
   imageId: string;
-  /** Why it has no checkpoint. Unset: it has one. */
-  problem:
-    | Problem
-    | undefined;
-  /** The text of the checkpoint's manifest. Empty: there is no checkpoint. */
+  /** Digests of the image's layers as tar archives, "sha256:...", lowest first. */
+  layers: string[];
+  /** Text of its checkpoint's manifest. Empty: there is none that may be used. */
+  manifest: string;
+  /** Why there is no checkpoint, as far as that is known. */
+  problem: Problem | undefined;
+}
+
+/** Asks for parts. */
+export interface ExportRevisionRequest {
+  /** Service. */
+  service: string;
+  /** Revision. */
+  revision: string;
+  /** With the configuration of its image. */
+  image: boolean;
+  /** With these of its image's layers. */
+  layers: string[];
+  /** With the checkpoint whose manifest's text has this SHA-256, in hexadecimal. Empty: without a checkpoint. */
   manifest: string;
 }
 
-/** Asks for a part. */
+/** What can be fetched. */
+export interface ExportRevisionResponse {
+  /** All that was asked for. */
+  parts: TransferPart[];
+}
+
+/** Something that can be fetched in chunks. */
+export interface TransferPart {
+  /** What it is. */
+  kind: TransferPartKind;
+  /** Which one. */
+  name: string;
+  /** Bytes, holes included. */
+  size: number;
+  /** What of it is data, in order and without overlaps; everything else is holes. */
+  chunks: TransferChunk[];
+}
+
+/** A stretch of data in a part. */
+export interface TransferChunk {
+  /** Where it begins. */
+  offset: number;
+  /** Bytes, 4 MiB at most. */
+  length: number;
+  /** SHA-256 of it. */
+  sha256: Buffer;
+}
+
+/** Asks for chunks. */
 export interface FetchPartRequest {
   /** Service. */
   service: string;
   /** Revision. */
   revision: string;
-  /** Part. */
-  part: RevisionPart;
-  /** Of the part as it was described: the image's id, or the sha256 of the manifest's text in hexadecimal. */
-  version: string;
-  /** Bytes that the asker has already; a multiple of 1 MiB. */
-  offset: number;
+  /** SHA-256, in hexadecimal, of the part as it was described: kind, name, size and chunks. Other content has another. */
+  part: string;
+  /** First chunk, from 0. */
+  first: number;
+  /** How many of them. */
+  count: number;
 }
 
-/** A chunk. */
+/** A piece of a chunk. */
 export interface FetchPartResponse {
-  /** 1 MiB, the last one at most that. */
+  /** The next bytes, 256 KiB at most and of one chunk only. */
   data: Buffer;
-  /** sha256 of it, 32 bytes. */
-  sha256: Buffer;
 }
 
 function createBaseDescribeRevisionRequest(): DescribeRevisionRequest {
@@ -184,7 +238,7 @@ export const DescribeRevisionRequest: MessageFns<DescribeRevisionRequest> = {
 };
 
 function createBaseDescribeRevisionResponse(): DescribeRevisionResponse {
-  return { imageId: "", problem: undefined, manifest: "" };
+  return { imageId: "", layers: [], manifest: "", problem: undefined };
 }
 
 export const DescribeRevisionResponse: MessageFns<DescribeRevisionResponse> = {
@@ -192,11 +246,14 @@ export const DescribeRevisionResponse: MessageFns<DescribeRevisionResponse> = {
     if (message.imageId !== "") {
       writer.uint32(10).string(message.imageId);
     }
-    if (message.problem !== undefined) {
-      Problem.encode(message.problem, writer.uint32(18).fork()).join();
+    for (const v of message.layers) {
+      writer.uint32(18).string(v!);
     }
     if (message.manifest !== "") {
       writer.uint32(26).string(message.manifest);
+    }
+    if (message.problem !== undefined) {
+      Problem.encode(message.problem, writer.uint32(34).fork()).join();
     }
     return writer;
   },
@@ -227,7 +284,7 @@ export const DescribeRevisionResponse: MessageFns<DescribeRevisionResponse> = {
               break;
             }
 
-            message.problem = Problem.decode(reader, reader.uint32());
+            message.layers.push(reader.string());
             continue;
           }
           case 3: {
@@ -236,6 +293,14 @@ export const DescribeRevisionResponse: MessageFns<DescribeRevisionResponse> = {
             }
 
             message.manifest = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.problem = Problem.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -257,8 +322,9 @@ export const DescribeRevisionResponse: MessageFns<DescribeRevisionResponse> = {
         : isSet(object.image_id)
         ? globalThis.String(object.image_id)
         : "",
-      problem: isSet(object.problem) ? Problem.fromJSON(object.problem) : undefined,
+      layers: globalThis.Array.isArray(object?.layers) ? object.layers.map((e: any) => globalThis.String(e)) : [],
       manifest: isSet(object.manifest) ? globalThis.String(object.manifest) : "",
+      problem: isSet(object.problem) ? Problem.fromJSON(object.problem) : undefined,
     };
   },
 
@@ -267,11 +333,14 @@ export const DescribeRevisionResponse: MessageFns<DescribeRevisionResponse> = {
     if (message.imageId !== "") {
       obj.imageId = message.imageId;
     }
-    if (message.problem !== undefined) {
-      obj.problem = Problem.toJSON(message.problem);
+    if (message.layers?.length) {
+      obj.layers = message.layers;
     }
     if (message.manifest !== "") {
       obj.manifest = message.manifest;
+    }
+    if (message.problem !== undefined) {
+      obj.problem = Problem.toJSON(message.problem);
     }
     return obj;
   },
@@ -282,16 +351,437 @@ export const DescribeRevisionResponse: MessageFns<DescribeRevisionResponse> = {
   fromPartial(object: DeepPartial<DescribeRevisionResponse>): DescribeRevisionResponse {
     const message = createBaseDescribeRevisionResponse();
     message.imageId = object.imageId ?? "";
+    message.layers = object.layers?.map((e) => e) || [];
+    message.manifest = object.manifest ?? "";
     message.problem = (object.problem !== undefined && object.problem !== null)
       ? Problem.fromPartial(object.problem)
       : undefined;
+    return message;
+  },
+};
+
+function createBaseExportRevisionRequest(): ExportRevisionRequest {
+  return { service: "", revision: "", image: false, layers: [], manifest: "" };
+}
+
+export const ExportRevisionRequest: MessageFns<ExportRevisionRequest> = {
+  encode(message: ExportRevisionRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.service !== "") {
+      writer.uint32(10).string(message.service);
+    }
+    if (message.revision !== "") {
+      writer.uint32(18).string(message.revision);
+    }
+    if (message.image !== false) {
+      writer.uint32(24).bool(message.image);
+    }
+    for (const v of message.layers) {
+      writer.uint32(34).string(v!);
+    }
+    if (message.manifest !== "") {
+      writer.uint32(42).string(message.manifest);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ExportRevisionRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseExportRevisionRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.revision = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.image = reader.bool();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.layers.push(reader.string());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.manifest = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ExportRevisionRequest {
+    return {
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+      revision: isSet(object.revision) ? globalThis.String(object.revision) : "",
+      image: isSet(object.image) ? globalThis.Boolean(object.image) : false,
+      layers: globalThis.Array.isArray(object?.layers) ? object.layers.map((e: any) => globalThis.String(e)) : [],
+      manifest: isSet(object.manifest) ? globalThis.String(object.manifest) : "",
+    };
+  },
+
+  toJSON(message: ExportRevisionRequest): unknown {
+    const obj: any = {};
+    if (message.service !== "") {
+      obj.service = message.service;
+    }
+    if (message.revision !== "") {
+      obj.revision = message.revision;
+    }
+    if (message.image !== false) {
+      obj.image = message.image;
+    }
+    if (message.layers?.length) {
+      obj.layers = message.layers;
+    }
+    if (message.manifest !== "") {
+      obj.manifest = message.manifest;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ExportRevisionRequest>): ExportRevisionRequest {
+    return ExportRevisionRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ExportRevisionRequest>): ExportRevisionRequest {
+    const message = createBaseExportRevisionRequest();
+    message.service = object.service ?? "";
+    message.revision = object.revision ?? "";
+    message.image = object.image ?? false;
+    message.layers = object.layers?.map((e) => e) || [];
     message.manifest = object.manifest ?? "";
     return message;
   },
 };
 
+function createBaseExportRevisionResponse(): ExportRevisionResponse {
+  return { parts: [] };
+}
+
+export const ExportRevisionResponse: MessageFns<ExportRevisionResponse> = {
+  encode(message: ExportRevisionResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.parts) {
+      TransferPart.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ExportRevisionResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseExportRevisionResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.parts.push(TransferPart.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ExportRevisionResponse {
+    return {
+      parts: globalThis.Array.isArray(object?.parts) ? object.parts.map((e: any) => TransferPart.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: ExportRevisionResponse): unknown {
+    const obj: any = {};
+    if (message.parts?.length) {
+      obj.parts = message.parts.map((e) => TransferPart.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ExportRevisionResponse>): ExportRevisionResponse {
+    return ExportRevisionResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ExportRevisionResponse>): ExportRevisionResponse {
+    const message = createBaseExportRevisionResponse();
+    message.parts = object.parts?.map((e) => TransferPart.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseTransferPart(): TransferPart {
+  return { kind: 0, name: "", size: 0, chunks: [] };
+}
+
+export const TransferPart: MessageFns<TransferPart> = {
+  encode(message: TransferPart, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.kind !== 0) {
+      writer.uint32(8).int32(message.kind);
+    }
+    if (message.name !== "") {
+      writer.uint32(18).string(message.name);
+    }
+    if (message.size !== 0) {
+      writer.uint32(24).uint64(message.size);
+    }
+    for (const v of message.chunks) {
+      TransferChunk.encode(v!, writer.uint32(34).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): TransferPart {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTransferPart();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.kind = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.size = longToNumber(reader.uint64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.chunks.push(TransferChunk.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): TransferPart {
+    return {
+      kind: isSet(object.kind) ? transferPartKindFromJSON(object.kind) : 0,
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      size: isSet(object.size) ? globalThis.Number(object.size) : 0,
+      chunks: globalThis.Array.isArray(object?.chunks) ? object.chunks.map((e: any) => TransferChunk.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: TransferPart): unknown {
+    const obj: any = {};
+    if (message.kind !== 0) {
+      obj.kind = transferPartKindToJSON(message.kind);
+    }
+    if (message.name !== "") {
+      obj.name = message.name;
+    }
+    if (message.size !== 0) {
+      obj.size = Math.round(message.size);
+    }
+    if (message.chunks?.length) {
+      obj.chunks = message.chunks.map((e) => TransferChunk.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<TransferPart>): TransferPart {
+    return TransferPart.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<TransferPart>): TransferPart {
+    const message = createBaseTransferPart();
+    message.kind = object.kind ?? 0;
+    message.name = object.name ?? "";
+    message.size = object.size ?? 0;
+    message.chunks = object.chunks?.map((e) => TransferChunk.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseTransferChunk(): TransferChunk {
+  return { offset: 0, length: 0, sha256: Buffer.alloc(0) };
+}
+
+export const TransferChunk: MessageFns<TransferChunk> = {
+  encode(message: TransferChunk, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.offset !== 0) {
+      writer.uint32(8).uint64(message.offset);
+    }
+    if (message.length !== 0) {
+      writer.uint32(16).uint32(message.length);
+    }
+    if (message.sha256.length !== 0) {
+      writer.uint32(26).bytes(message.sha256);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): TransferChunk {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTransferChunk();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.offset = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.length = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.sha256 = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): TransferChunk {
+    return {
+      offset: isSet(object.offset) ? globalThis.Number(object.offset) : 0,
+      length: isSet(object.length) ? globalThis.Number(object.length) : 0,
+      sha256: isSet(object.sha256) ? Buffer.from(bytesFromBase64(object.sha256)) : Buffer.alloc(0),
+    };
+  },
+
+  toJSON(message: TransferChunk): unknown {
+    const obj: any = {};
+    if (message.offset !== 0) {
+      obj.offset = Math.round(message.offset);
+    }
+    if (message.length !== 0) {
+      obj.length = Math.round(message.length);
+    }
+    if (message.sha256.length !== 0) {
+      obj.sha256 = base64FromBytes(message.sha256);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<TransferChunk>): TransferChunk {
+    return TransferChunk.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<TransferChunk>): TransferChunk {
+    const message = createBaseTransferChunk();
+    message.offset = object.offset ?? 0;
+    message.length = object.length ?? 0;
+    message.sha256 = object.sha256 ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
 function createBaseFetchPartRequest(): FetchPartRequest {
-  return { service: "", revision: "", part: 0, version: "", offset: 0 };
+  return { service: "", revision: "", part: "", first: 0, count: 0 };
 }
 
 export const FetchPartRequest: MessageFns<FetchPartRequest> = {
@@ -302,14 +792,14 @@ export const FetchPartRequest: MessageFns<FetchPartRequest> = {
     if (message.revision !== "") {
       writer.uint32(18).string(message.revision);
     }
-    if (message.part !== 0) {
-      writer.uint32(24).int32(message.part);
+    if (message.part !== "") {
+      writer.uint32(26).string(message.part);
     }
-    if (message.version !== "") {
-      writer.uint32(34).string(message.version);
+    if (message.first !== 0) {
+      writer.uint32(32).uint32(message.first);
     }
-    if (message.offset !== 0) {
-      writer.uint32(40).uint64(message.offset);
+    if (message.count !== 0) {
+      writer.uint32(40).uint32(message.count);
     }
     return writer;
   },
@@ -344,19 +834,19 @@ export const FetchPartRequest: MessageFns<FetchPartRequest> = {
             continue;
           }
           case 3: {
-            if (tag !== 24) {
+            if (tag !== 26) {
               break;
             }
 
-            message.part = reader.int32() as any;
+            message.part = reader.string();
             continue;
           }
           case 4: {
-            if (tag !== 34) {
+            if (tag !== 32) {
               break;
             }
 
-            message.version = reader.string();
+            message.first = reader.uint32();
             continue;
           }
           case 5: {
@@ -364,7 +854,7 @@ export const FetchPartRequest: MessageFns<FetchPartRequest> = {
               break;
             }
 
-            message.offset = longToNumber(reader.uint64());
+            message.count = reader.uint32();
             continue;
           }
         }
@@ -383,9 +873,9 @@ export const FetchPartRequest: MessageFns<FetchPartRequest> = {
     return {
       service: isSet(object.service) ? globalThis.String(object.service) : "",
       revision: isSet(object.revision) ? globalThis.String(object.revision) : "",
-      part: isSet(object.part) ? revisionPartFromJSON(object.part) : 0,
-      version: isSet(object.version) ? globalThis.String(object.version) : "",
-      offset: isSet(object.offset) ? globalThis.Number(object.offset) : 0,
+      part: isSet(object.part) ? globalThis.String(object.part) : "",
+      first: isSet(object.first) ? globalThis.Number(object.first) : 0,
+      count: isSet(object.count) ? globalThis.Number(object.count) : 0,
     };
   },
 
@@ -397,14 +887,14 @@ export const FetchPartRequest: MessageFns<FetchPartRequest> = {
     if (message.revision !== "") {
       obj.revision = message.revision;
     }
-    if (message.part !== 0) {
-      obj.part = revisionPartToJSON(message.part);
+    if (message.part !== "") {
+      obj.part = message.part;
     }
-    if (message.version !== "") {
-      obj.version = message.version;
+    if (message.first !== 0) {
+      obj.first = Math.round(message.first);
     }
-    if (message.offset !== 0) {
-      obj.offset = Math.round(message.offset);
+    if (message.count !== 0) {
+      obj.count = Math.round(message.count);
     }
     return obj;
   },
@@ -416,24 +906,21 @@ export const FetchPartRequest: MessageFns<FetchPartRequest> = {
     const message = createBaseFetchPartRequest();
     message.service = object.service ?? "";
     message.revision = object.revision ?? "";
-    message.part = object.part ?? 0;
-    message.version = object.version ?? "";
-    message.offset = object.offset ?? 0;
+    message.part = object.part ?? "";
+    message.first = object.first ?? 0;
+    message.count = object.count ?? 0;
     return message;
   },
 };
 
 function createBaseFetchPartResponse(): FetchPartResponse {
-  return { data: Buffer.alloc(0), sha256: Buffer.alloc(0) };
+  return { data: Buffer.alloc(0) };
 }
 
 export const FetchPartResponse: MessageFns<FetchPartResponse> = {
   encode(message: FetchPartResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.data.length !== 0) {
       writer.uint32(10).bytes(message.data);
-    }
-    if (message.sha256.length !== 0) {
-      writer.uint32(18).bytes(message.sha256);
     }
     return writer;
   },
@@ -459,14 +946,6 @@ export const FetchPartResponse: MessageFns<FetchPartResponse> = {
             message.data = Buffer.from(reader.bytes());
             continue;
           }
-          case 2: {
-            if (tag !== 18) {
-              break;
-            }
-
-            message.sha256 = Buffer.from(reader.bytes());
-            continue;
-          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -480,19 +959,13 @@ export const FetchPartResponse: MessageFns<FetchPartResponse> = {
   },
 
   fromJSON(object: any): FetchPartResponse {
-    return {
-      data: isSet(object.data) ? Buffer.from(bytesFromBase64(object.data)) : Buffer.alloc(0),
-      sha256: isSet(object.sha256) ? Buffer.from(bytesFromBase64(object.sha256)) : Buffer.alloc(0),
-    };
+    return { data: isSet(object.data) ? Buffer.from(bytesFromBase64(object.data)) : Buffer.alloc(0) };
   },
 
   toJSON(message: FetchPartResponse): unknown {
     const obj: any = {};
     if (message.data.length !== 0) {
       obj.data = base64FromBytes(message.data);
-    }
-    if (message.sha256.length !== 0) {
-      obj.sha256 = base64FromBytes(message.sha256);
     }
     return obj;
   },
@@ -503,18 +976,23 @@ export const FetchPartResponse: MessageFns<FetchPartResponse> = {
   fromPartial(object: DeepPartial<FetchPartResponse>): FetchPartResponse {
     const message = createBaseFetchPartResponse();
     message.data = object.data ?? Buffer.alloc(0);
-    message.sha256 = object.sha256 ?? Buffer.alloc(0);
     return message;
   },
 };
 
-/** What agents ask of each other: revisions that one has and another is to have. */
+/**
+ * An agent's side towards other agents, which get revisions from it: an image's layers and a checkpoint's files, in chunks with
+ * digests, holes left out. It is served beside AgentService.
+ */
 export type TransferServiceDefinition = typeof TransferServiceDefinition;
 export const TransferServiceDefinition = {
   name: "TransferService",
   fullName: "initless.v1.TransferService",
   methods: {
-    /** What a host has of a revision. Errors: NOT_FOUND. */
+    /**
+     * What this host has of a revision; cheap, so that a host can see first whether the checkpoint fits it.
+     * Errors: NOT_FOUND for a revision that it does not have.
+     */
     describeRevision: {
       name: "DescribeRevision",
       requestType: DescribeRevisionRequest as typeof DescribeRevisionRequest,
@@ -524,9 +1002,21 @@ export const TransferServiceDefinition = {
       options: {},
     },
     /**
-     * A part of a revision, in chunks with their digests, from an offset on. The same part always has the same bytes, so
-     * that a copy that was cut short goes on where it was. Errors: NOT_FOUND, RESOURCE_EXHAUSTED (too many copies at a
-     * time, come again), ABORTED (the part is another one by now).
+     * Makes parts of a revision ready to be fetched, and describes them. They stay ready until nobody has asked for them for a
+     * minute, or the agent is started again; they are then to be asked for again, and are the same.
+     * Errors: NOT_FOUND for what is not there (any more), BUSY, DISK_FULL, ENGINE_DOWN.
+     */
+    exportRevision: {
+      name: "ExportRevision",
+      requestType: ExportRevisionRequest as typeof ExportRevisionRequest,
+      requestStream: false,
+      responseType: ExportRevisionResponse as typeof ExportRevisionResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Chunks of a part, in order, at the rate that all copies from this host share.
+     * Errors: NOT_FOUND for a part that is not ready any more, BUSY, CHECKPOINT_DAMAGED.
      */
     fetchPart: {
       name: "FetchPart",
@@ -540,15 +1030,26 @@ export const TransferServiceDefinition = {
 } as const;
 
 export interface TransferServiceImplementation<CallContextExt = {}> {
-  /** What a host has of a revision. Errors: NOT_FOUND. */
+  /**
+   * What this host has of a revision; cheap, so that a host can see first whether the checkpoint fits it.
+   * Errors: NOT_FOUND for a revision that it does not have.
+   */
   describeRevision(
     request: DescribeRevisionRequest,
     context: CallContext & CallContextExt,
   ): Promise<DeepPartial<DescribeRevisionResponse>>;
   /**
-   * A part of a revision, in chunks with their digests, from an offset on. The same part always has the same bytes, so
-   * that a copy that was cut short goes on where it was. Errors: NOT_FOUND, RESOURCE_EXHAUSTED (too many copies at a
-   * time, come again), ABORTED (the part is another one by now).
+   * Makes parts of a revision ready to be fetched, and describes them. They stay ready until nobody has asked for them for a
+   * minute, or the agent is started again; they are then to be asked for again, and are the same.
+   * Errors: NOT_FOUND for what is not there (any more), BUSY, DISK_FULL, ENGINE_DOWN.
+   */
+  exportRevision(
+    request: ExportRevisionRequest,
+    context: CallContext & CallContextExt,
+  ): Promise<DeepPartial<ExportRevisionResponse>>;
+  /**
+   * Chunks of a part, in order, at the rate that all copies from this host share.
+   * Errors: NOT_FOUND for a part that is not ready any more, BUSY, CHECKPOINT_DAMAGED.
    */
   fetchPart(
     request: FetchPartRequest,
@@ -557,15 +1058,26 @@ export interface TransferServiceImplementation<CallContextExt = {}> {
 }
 
 export interface TransferServiceClient<CallOptionsExt = {}> {
-  /** What a host has of a revision. Errors: NOT_FOUND. */
+  /**
+   * What this host has of a revision; cheap, so that a host can see first whether the checkpoint fits it.
+   * Errors: NOT_FOUND for a revision that it does not have.
+   */
   describeRevision(
     request: DeepPartial<DescribeRevisionRequest>,
     options?: CallOptions & CallOptionsExt,
   ): Promise<DescribeRevisionResponse>;
   /**
-   * A part of a revision, in chunks with their digests, from an offset on. The same part always has the same bytes, so
-   * that a copy that was cut short goes on where it was. Errors: NOT_FOUND, RESOURCE_EXHAUSTED (too many copies at a
-   * time, come again), ABORTED (the part is another one by now).
+   * Makes parts of a revision ready to be fetched, and describes them. They stay ready until nobody has asked for them for a
+   * minute, or the agent is started again; they are then to be asked for again, and are the same.
+   * Errors: NOT_FOUND for what is not there (any more), BUSY, DISK_FULL, ENGINE_DOWN.
+   */
+  exportRevision(
+    request: DeepPartial<ExportRevisionRequest>,
+    options?: CallOptions & CallOptionsExt,
+  ): Promise<ExportRevisionResponse>;
+  /**
+   * Chunks of a part, in order, at the rate that all copies from this host share.
+   * Errors: NOT_FOUND for a part that is not ready any more, BUSY, CHECKPOINT_DAMAGED.
    */
   fetchPart(
     request: DeepPartial<FetchPartRequest>,
