@@ -91,7 +91,18 @@ export class Instances {
       else if (instance.leasesInUse === 0) this.#retireIfSuperseded(instance);
       else this.#parts.onCalledBack?.([...instance.leases.keys()], this.#reasonToGo(instance));
     }
+    for (const assignment of this.#assignments.values()) this.#keepToShare(assignment);
     this.#parts.onReservable?.();
+  }
+
+  /** What is reserved beyond a share that has become smaller may not run any more: another host may run one in its place. */
+  #keepToShare(assignment: ServiceAssignment): void {
+    const starting = this.#starting.get(assignment.config?.serviceName ?? '') ?? 0;
+    const ours = this.list().filter((instance) => isCurrent(instance, assignment));
+    const reserved = ours.filter(({ state, reserved }) => state === 'parked' && reserved !== undefined);
+    const running = ours.filter(({ state }) => state === 'running' || state === 'draining').length;
+    const room = Math.max(0, runningAtMost(assignment) - running - starting);
+    for (const instance of reserved.slice(room)) this.retire(instance, 'drained');
   }
 
   /**

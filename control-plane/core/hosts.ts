@@ -37,8 +37,13 @@ export function runningOn(host: HostState, service: string): number {
   return ofService(host.instances, service).filter((one) => RUNNING.includes(one.state)).length;
 }
 
-/** Sandboxed, restoring and parked ones do not count: they do not run, or may be on their way to be parked. */
-const RUNNING = [InstanceState.INSTANCE_STATE_RUNNING, InstanceState.INSTANCE_STATE_DRAINING];
+/** Parked ones do not run. One that is being restored may be for a request: it counts until it is known to be parked. */
+const RUNNING = [
+  InstanceState.INSTANCE_STATE_SANDBOXED,
+  InstanceState.INSTANCE_STATE_RESTORING,
+  InstanceState.INSTANCE_STATE_RUNNING,
+  InstanceState.INSTANCE_STATE_DRAINING,
+];
 
 /** What a host was last told to serve of a service, as far as is known. */
 export function assignmentAt(host: HostState, service: string) {

@@ -21,17 +21,16 @@ export function sharesOf(record: ServiceRecord, snapshot: Snapshot, now: number)
   const there = (host: HostState) => phaseOf(host, snapshot.policy, now) !== 'lost';
   const placed = record.hosts.flatMap((one) => lookup(snapshot).hosts.get(one) ?? []).filter(there);
   const members = placed.filter((host) => assignmentAt(host, name) || (current && holds(host, name, current)));
-  if (snapshot.hosts.some((host) => there(host) && isUnheard(host, record))) {
+  if (snapshot.hosts.some((host) => isUnheard(host, record) && there(host))) {
     return new Map(members.map((host) => [host.name, shareTold(host, name)]));
   }
   const total = config.maxPoolSize;
   const wanted = new Map(divide(total, members.length).map((count, index) => [members[index]!.name, count]));
-  const inForce = (host: HostState) => {
+  const share = (host: HostState) => {
     const told = assignmentAt(host, name);
-    const share =
-      told === undefined || !members.includes(host) ? 0 : (told.pool?.maxRunning ?? told.config!.maxPoolSize);
-    return Math.max(share, runningOn(host, name));
+    return told === undefined || !members.includes(host) ? 0 : (told.pool?.maxRunning ?? told.config!.maxPoolSize);
   };
+  const inForce = (host: HostState) => Math.max(share(host), runningOn(host, name));
   // All others have none of it.
   const taken = new Map(
     hostsAround(record, snapshot)
@@ -39,10 +38,12 @@ export function sharesOf(record: ServiceRecord, snapshot: Snapshot, now: number)
       .map((host) => [host.name, inForce(host)]),
   );
   const granted = new Map<string, number>();
-  for (const { name: host } of members) {
+  for (const member of members) {
+    const { name: host } = member;
     const want = wanted.get(host)!;
     const others = [...taken].reduce((sum, [other, count]) => sum + (other === host ? 0 : count), 0);
-    const count = Math.min(want, Math.max(taken.get(host)!, total - others, 0));
+    // Its own counts as it was told: what it is restoring may be for its pool, and never to run.
+    const count = Math.min(want, Math.max(share(member), total - others, 0));
     granted.set(host, count);
     taken.set(host, Math.max(taken.get(host)!, count));
   }

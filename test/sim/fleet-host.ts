@@ -364,6 +364,14 @@ export class SimHost {
       else if (instance.leasesInUse === 0) this.#retireIfSuperseded(instance);
       else this.#callBack(instance);
     }
+    for (const assignment of this.assignments.values()) {
+      const ours = this.#current(assignment);
+      const running = ours.filter(({ state }) => state === 'running' || state === 'draining').length;
+      const starting = this.starting.get(assignment.config!.serviceName) ?? 0;
+      const room = Math.max(0, runningAtMost(assignment) - running - starting);
+      for (const instance of ours.filter((one) => one.state === 'parked' && one.reserved).slice(room))
+        this.#retire(instance);
+    }
     this.#hooks.changed();
     this.#soon();
   }
