@@ -7,7 +7,7 @@ import type { FleetWorld } from './fleet-world.js';
  * - No more instances of what is served run, over all hosts, than `max_pool_size`. One exception: a host that is counted as
  *   lost and is not goes on with its share, which others have been given meanwhile. It ends when the host has been told
  *   its new share after its return, and what runs beyond it has ended. Where `max_pool_size` is made smaller the old one
- *   holds until the new shares have been told and what runs beyond them has ended.
+ *   holds until the new shares have been told and what runs, or is being started to run, beyond them has ended.
  * - A request is sent to an instance that runs, and has one outcome.
  * - A revision is not removed where it is served or instances run it.
  */
@@ -32,16 +32,17 @@ export class Invariants {
   #running(service: string): void {
     const { controlPlane, clock } = this.#world;
     const { maxPoolSize } = controlPlane.services.get(service)!.config;
-    let [running, shares, isSplit] = [0, 0, false];
+    let [running, starting, shares, isSplit] = [0, 0, 0, false];
     for (const host of this.#world.hosts.values()) {
       const told = host.assignments.get(service);
       if (!host.up || told === undefined) continue;
       running += host.countedRunning(service);
+      starting += host.starting.get(service) ?? 0;
       shares += told.pool?.maxRunning ?? told.config!.maxPoolSize;
       isSplit ||= controlPlane.up && this.#world.phase(host.name) === 'lost';
     }
     this.peaks.set(service, Math.max(this.peaks.get(service) ?? 0, running));
-    const isSettled = !isSplit && running <= maxPoolSize && shares <= maxPoolSize;
+    const isSettled = !isSplit && running + starting <= maxPoolSize && shares <= maxPoolSize;
     const before = this.#bounds.has(service) ? this.#bounds.get(service) : maxPoolSize;
     if (isSplit) this.#bounds.set(service, undefined);
     else if (isSettled) this.#bounds.set(service, maxPoolSize);

@@ -17,7 +17,7 @@ function busyFleet(seed: number, options: Partial<WorldOptions> = {}) {
     world.apply(
       service,
       'v1',
-      'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\nidle_timeout: 2\n',
+      'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\nidle_timeout: 4\n',
     );
   }
   world.clock.pass(90 * SECOND);
@@ -39,7 +39,7 @@ function busyFleet(seed: number, options: Partial<WorldOptions> = {}) {
     /** No more requests, and time for what is under way. */
     rest: () => {
       stop();
-      world.clock.pass(200 * SECOND);
+      world.clock.pass(330 * SECOND);
       return unsettled(world);
     },
   };
@@ -61,7 +61,7 @@ describe('a simulated fleet with requests all the time', () => {
     world.clock.pass(60 * SECOND);
     expect(decisions()).toEqual([]);
     const after = new Map([...world.hosts.keys()].map((host) => [host, instancesOf(host)]));
-    // What is idle for two minutes may go; nothing has been idle for so long.
+    // What is idle for four minutes may go; nothing has been idle for so long.
     for (const [host, ids] of before)
       expect(after.get(host as string)).toEqual(expect.arrayContaining(ids as string[]));
     expect(failed()).toEqual([]);
@@ -136,7 +136,7 @@ describe('a simulated fleet with requests all the time', () => {
     world.apply(
       's1',
       'v2',
-      'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\nidle_timeout: 2\n',
+      'max_pool_size: 6\npre_start_pool_size: 3\nmax_concurrency: 2\nspread: 3\nidle_timeout: 4\n',
     );
     world.clock.pass(60 * SECOND);
     expect(world.record('s1').current!.id).not.toBe(first);
