@@ -32,17 +32,23 @@ export class Invariants {
   #running(service: string): void {
     const { controlPlane, clock } = this.#world;
     const { maxPoolSize } = controlPlane.services.get(service)!.config;
-    let [running, starting, shares, isSplit] = [0, 0, 0, false];
+    let [running, taken, isSplit] = [0, 0, false];
     for (const host of this.#world.hosts.values()) {
       const told = host.assignments.get(service);
-      if (!host.up || told === undefined) continue;
+      if (told === undefined) continue;
+      const isLost = this.#world.phase(host.name) === 'lost';
+      const share = told.pool?.maxRunning ?? told.config!.maxPoolSize;
+      if (!host.up) {
+        // What it was told is on its disk.
+        if (!isLost) taken += share;
+        continue;
+      }
       running += host.countedRunning(service);
-      starting += host.starting.get(service) ?? 0;
-      shares += told.pool?.maxRunning ?? told.config!.maxPoolSize;
-      isSplit ||= controlPlane.up && this.#world.phase(host.name) === 'lost';
+      taken += Math.max(share, host.countedRunning(service) + (host.starting.get(service) ?? 0));
+      isSplit ||= controlPlane.up && isLost;
     }
     this.peaks.set(service, Math.max(this.peaks.get(service) ?? 0, running));
-    const isSettled = !isSplit && running + starting <= maxPoolSize && shares <= maxPoolSize;
+    const isSettled = !isSplit && taken <= maxPoolSize;
     const before = this.#bounds.has(service) ? this.#bounds.get(service) : maxPoolSize;
     if (isSplit) this.#bounds.set(service, undefined);
     else if (isSettled) this.#bounds.set(service, maxPoolSize);

@@ -17,7 +17,7 @@ describe('a service that is called every half hour, on three hosts', () => {
       expect(restored).toBeGreaterThanOrEqual(requests - 1);
     }
     const { requests, parked } = simulatePolicy(EVERY_HALF_HOUR, ONE, Number.POSITIVE_INFINITY);
-    expect(parked).toBe(requests);
+    expect(parked).toBeGreaterThanOrEqual(requests - 1);
   });
 
   it('rarely starts cold with an automatic pool, which holds less than one that is always there', () => {
