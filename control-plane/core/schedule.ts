@@ -59,12 +59,15 @@ export function schedule(snapshot: Snapshot, now: number): Decision[] {
   const { hosts } = lookup(snapshot);
   const loads = new Loads(snapshot.work);
   const decisions: Decision[] = [];
+  /** Services that are just being placed anew: what is on their hosts is judged by where they are then. */
+  const moved = new Set<string>();
   for (const record of snapshot.services) {
     const view = { record, hosts, snapshot, now };
     if (isEnabled(record)) {
       const placed = place(view, loads);
       if (placed !== undefined) {
         decisions.push(placed);
+        moved.add(record.name);
         continue;
       }
       decisions.push(...remake(view), ...cancel(view), ...build(view, loads), ...copy(view, loads), ...assign(view));
@@ -72,7 +75,7 @@ export function schedule(snapshot: Snapshot, now: number): Decision[] {
       decisions.push(...cancel(view));
     }
   }
-  for (const host of snapshot.hosts) if (isKnown(host)) decisions.push(...tidy(host, snapshot, now));
+  for (const host of snapshot.hosts) if (isKnown(host)) decisions.push(...tidy(host, moved, snapshot, now));
   decisions.push(...forget(snapshot, hosts, now));
   return decisions;
 }
@@ -253,11 +256,12 @@ function servesAs(host: HostState, wanted: ServiceAssignment, now: number): bool
 }
 
 /** Withdraws what a host must not serve, and removes what it need not hold. */
-function tidy(host: HostState, snapshot: Snapshot, now: number): Decision[] {
+function tidy(host: HostState, moved: ReadonlySet<string>, snapshot: Snapshot, now: number): Decision[] {
   const { records } = lookup(snapshot);
   const decisions: Decision[] = [];
   const served = new Set(host.assignments.flatMap((one) => (one.config ? [one.config.serviceName] : [])));
   for (const service of served) {
+    if (moved.has(service)) continue;
     const record = records.get(service);
     if (record === undefined && snapshot.recovering) continue;
     if (record !== undefined && isEnabled(record) && !mayGo(record, host, snapshot)) continue;
@@ -269,7 +273,7 @@ function tidy(host: HostState, snapshot: Snapshot, now: number): Decision[] {
   for (const service of new Set([...host.checkpoints.map((one) => one.service), ...host.volumeServices])) {
     const record = records.get(service);
     // What belongs to no service that we know is left for a person to judge.
-    if (record === undefined) continue;
+    if (record === undefined || moved.has(service)) continue;
     const held = ofService(host.checkpoints, service);
     // The rule: it has what serves, where that is to serve, and nothing else.
     const isAsItShould = !record.removed && record.hosts.includes(host.name);

@@ -35,7 +35,11 @@ export class Invariants {
     let [running, taken, isSplit] = [0, 0, false];
     for (const host of this.#world.hosts.values()) {
       const told = host.assignments.get(service);
-      if (told === undefined) continue;
+      if (told === undefined) {
+        // What it still runs for leases that are held counts again when it is told to serve again.
+        taken += [...host.instances.values()].filter((one) => one.service === service && one.leasesInUse > 0).length;
+        continue;
+      }
       const isLost = this.#world.phase(host.name) === 'lost';
       const share = told.pool?.maxRunning ?? told.config!.maxPoolSize;
       if (!host.up) {

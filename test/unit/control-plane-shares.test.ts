@@ -89,6 +89,31 @@ describe('the shares of a pool', () => {
     expect(most(world)[0]).toBe(10);
   });
 
+  it('do not grow by what another host is bringing up, and are kept by the host that brings it up', () => {
+    const world = worldOf(['a', 'b']);
+    const share = (host: string) =>
+      sharesOf(world.services.get('web')!, world.snapshot(), world.now).get(host)?.maxRunning;
+    const restoring = { service: 'web', state: InstanceState.INSTANCE_STATE_RESTORING } as Instance;
+    const told = assignmentAt(world.hosts.get('b')!, 'web')!;
+    change(world, 'b', { assignments: [{ ...told, pool: { ...told.pool!, maxRunning: 2 } }] });
+    change(world, 'a', { instances: [...running(5), restoring] });
+    expect(share('b')).toBe(4);
+    expect(share('a')).toBe(5);
+  });
+
+  it('stay as they were told after a start of the control plane, until each host has said what it has', () => {
+    const world = worldOf(['a', 'b']);
+    const known = world.hosts.get('b')!;
+    change(world, 'b', { connected: false, reported: false, engine: undefined, assignments: [], checkpoints: [] });
+    change(world, 'b', { revisions: [], since: world.now });
+    const shares = () => sharesOf(world.services.get('web')!, world.snapshot(), world.now);
+    expect(shares().get('a')).toEqual(assignmentAt(world.hosts.get('a')!, 'web')!.pool);
+    expect(world.step()).toBe(0);
+    world.hosts.set('b', known);
+    expect(world.step()).toBe(0);
+    expect([...shares().values()].map((share) => share.maxRunning)).toEqual([5, 5]);
+  });
+
   it('never exceed the pool in all, whatever is confirmed when', () => {
     const steps = fc.array(
       fc.record({ host: fc.constantFrom('a', 'b', 'c'), what: fc.constantFrom('in', 'out', 'run', 'idle', 'wait') }),
@@ -192,5 +217,21 @@ describe('where a service is placed', () => {
     world.now += 61_000;
     settle(world);
     expect(world.decided.filter(({ type }) => type === 'prepare')).toHaveLength(2);
+  });
+});
+
+describe('a host that was lost and comes back', () => {
+  it('keeps what it serves where its services are placed on it again', () => {
+    const world = worldOf(['a', 'b']);
+    world.disconnect('b', false);
+    world.now += HOST_TIMEOUT_MS;
+    settle(world);
+    expect(world.services.get('web')!.hosts).toEqual(['a']);
+    const before = world.decided.length;
+    world.connect('b');
+    settle(world);
+    expect(world.services.get('web')!.hosts).toEqual(['a', 'b']);
+    expect(world.decided.slice(before).map(({ type }) => type)).not.toContain('withdraw');
+    expect(most(world)).toEqual([5, 5]);
   });
 });
