@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import { InitlessError, toInitlessError } from '../../../proto/rpc/errors.js';
 import { call } from './call.js';
 
@@ -27,6 +28,8 @@ export class Traffic {
   /** @param urls asked by as many clients each; they end by themselves after `forMs` milliseconds. */
   constructor(urls: readonly string[], clientsEach: number, forMs: number, signal: AbortSignal) {
     const until = performance.now() + forMs;
+    // Each request under way listens to it.
+    setMaxListeners(0, signal);
     const stop = AbortSignal.any([signal, this.#stop.signal]);
     this.#clients = urls.flatMap((url) =>
       Array.from({ length: clientsEach }, async () => {
