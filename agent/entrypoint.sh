@@ -3,7 +3,11 @@
 #
 # The reaper above it adopts orphans, instances' processes among them. The loop below starts the agent again when it
 # dies, so that the host's engine and its instances outlive it. SIGTERM ends the agent, and with it the host.
+#
+# Its arguments, if any, are "agent" and the agent's flags: what settings.ts reads beside the environment.
 set -u
+
+if [ "${1-}" = agent ]; then shift; fi
 
 log() { echo "host: $*" >&2; }
 
@@ -71,7 +75,7 @@ await() {
 delay=0
 while [ -z "$stopping" ]; do
   started=$(date +%s)
-  node --enable-source-maps /opt/initless/dist/agent/main.js &
+  node --enable-source-maps /opt/initless/dist/agent/main.js "$@" &
   agent=$!
   await "$agent"
   code=$?

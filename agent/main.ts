@@ -6,6 +6,7 @@ import path from 'node:path';
 import { pino } from 'pino';
 import { AgentServiceDefinition, type GetHostResponse } from '../proto/gen/initless/v1/agent.js';
 import type { ConnectRequest, ServiceAssignment } from '../proto/gen/initless/v1/fleet.js';
+import { TransferServiceDefinition } from '../proto/gen/initless/v1/transfer.js';
 import { Event } from '../proto/gen/initless/v1/types.js';
 import { repeat, sleep } from '../proto/rpc/deadline.js';
 import { toInitlessError } from '../proto/rpc/errors.js';
@@ -15,6 +16,7 @@ import { Maker } from './checkpoint/make.js';
 import { Revisions } from './checkpoint/revisions.js';
 import { Assignments } from './fleet/assignments.js';
 import { Commands } from './fleet/commands.js';
+import { readIdentity } from './fleet/identity.js';
 import { FleetLink } from './fleet/link.js';
 import { type Instance, originText } from './instance/instance.js';
 import { Instances } from './instance/instances.js';
@@ -43,6 +45,11 @@ import { ownMemory, readMemory } from './runtime/memory.js';
 import { KernelNetns } from './runtime/netns.js';
 import { Runc } from './runtime/runc.js';
 import { readAgentSettings } from './settings.js';
+import { Copier } from './transfer/copier.js';
+import { Exports } from './transfer/exports.js';
+import { Rate } from './transfer/rate.js';
+import { Staging } from './transfer/staging.js';
+import { TransferService } from './transfer/transfer-service.js';
 
 const VERSION = (
   JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
@@ -55,7 +62,7 @@ const TRIM_MS = 5_000;
 
 /** The agent: everything it is made of, in the order in which it starts. */
 async function main(): Promise<void> {
-  const settings = readAgentSettings(process.env);
+  const settings = readAgentSettings(process.env, process.argv.slice(2));
   const log = pino({ base: { host: settings.host } });
   const stopping = new AbortController();
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
@@ -122,12 +129,13 @@ async function main(): Promise<void> {
     link?.event({ ...event, host: settings.host });
     link?.changed();
     if (instance.state === 'parked') void measureMemory(instance);
-    if (instance.state === 'gone') {
-      const inUse = new Set(instances.list().map((other) => other.checkpointDir));
-      checkpoints
-        .sweep(inUse)
-        .catch((error: unknown) => log.error({ error }, 'a replaced checkpoint could not be removed'));
-    }
+    if (instance.state === 'gone') sweepCheckpoints();
+  };
+  const sweepCheckpoints = () => {
+    const inUse = new Set(instances.list().map((other) => other.checkpointDir));
+    checkpoints
+      .sweep(inUse)
+      .catch((error: unknown) => log.error({ error }, 'a replaced checkpoint could not be removed'));
   };
   // What automatic pools go by.
   const usage = new Usage();
@@ -186,6 +194,7 @@ async function main(): Promise<void> {
   });
 
   // Who they answer to.
+  const identity = await readIdentity(settings.stateDir);
   const maker = new Maker({
     docker,
     runc,
@@ -199,6 +208,18 @@ async function main(): Promise<void> {
       return link.context(digest, stop);
     },
   });
+  const copyRate = new Rate();
+  const exports = new Exports({
+    docker,
+    checkpoints,
+    revisions,
+    rate: copyRate,
+    spool: state('copies/spool'),
+    log,
+    onReleased: sweepCheckpoints,
+  });
+  const staging = new Staging(state('copies/parts'));
+  const copier = new Copier({ docker, checkpoints, revisions, maker, staging, log });
   const commands = new Commands({
     host: settings.host,
     hostAddress: settings.advertise,
@@ -207,6 +228,7 @@ async function main(): Promise<void> {
     checkpoints,
     revisions,
     maker,
+    copier,
     logs,
     docker,
     sandboxes,
@@ -235,7 +257,7 @@ async function main(): Promise<void> {
                   fingerprint: here,
                   cpus: cpus().length,
                   memoryTotal: totalmem(),
-                  identity: '',
+                  identity,
                 },
               },
             }),
@@ -253,13 +275,19 @@ async function main(): Promise<void> {
                     performance.now(),
                   ),
                   usageEpoch,
-                  portsFree: 0,
+                  portsFree: sandboxes.counts().free,
+                  revisions: revisions.list().map(({ service, revision, imageId, problem }) => ({
+                    ...{ service, revision, imageId },
+                    noCheckpoint: problem !== undefined,
+                  })),
                 },
               },
             }),
             settings: async (given) => {
               sandboxes.usePorts({ first: given.reservedPortFirst, last: given.reservedPortLast });
               instances.useRecycleWorkers(given.recycleWorkers);
+              copyRate.use(given.copyRate);
+              await sandboxes.useAgents(given.agents);
               await checkpoints.moveTo(given.checkpointDir);
               checkpointDir = given.checkpointDir;
             },
@@ -268,10 +296,12 @@ async function main(): Promise<void> {
           log,
         );
 
-  const server = createRpcServer([AgentServiceDefinition.fullName], (method, error) =>
-    log.error({ method, error }, 'unexpected error'),
+  const server = createRpcServer(
+    [AgentServiceDefinition.fullName, TransferServiceDefinition.fullName],
+    (method, error) => log.error({ method, error }, 'unexpected error'),
   );
   server.add(AgentServiceDefinition, leaseService);
+  server.add(TransferServiceDefinition, new TransferService(exports));
   const health = http.createServer((request, response) => {
     const ready = daemon.status.ready;
     const ok = request.url === '/healthz' || (request.url === '/readyz' && ready);
@@ -303,6 +333,7 @@ async function main(): Promise<void> {
   };
   const pool = new Pool(instances, log, (service) => pressure.mayPark(service), readAhead);
   await checkpoints.load();
+  await exports.start();
   await volumes.load();
   await assignments.load((error) =>
     log.error({ error: error.message }, 'the list of assignments is damaged; waiting for the control plane'),
@@ -338,6 +369,8 @@ async function main(): Promise<void> {
     liveness.run(signal),
     pool.run(signal),
     pressure.run(signal),
+    exports.run(signal),
+    copier.run(signal),
     link?.run(signal),
   ]);
 

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { BlockList, isIPv4 } from 'node:net';
 import { hostname, networkInterfaces } from 'node:os';
+import { parseArgs } from 'node:util';
 import { InitlessError } from '../proto/rpc/errors.js';
 
 /** What an agent is told by its environment. */
@@ -25,8 +26,17 @@ export interface AgentSettings {
   stateDir: string;
 }
 
-/** Reads the settings from `INITLESS_*`. Errors: BAD_CONFIG for a value that cannot be used. */
-export function readAgentSettings(env: NodeJS.ProcessEnv): AgentSettings {
+/** Flags, each with the variable that it stands for. */
+const FLAGS = {
+  'control-plane': 'INITLESS_CONTROL_PLANE',
+  host: 'INITLESS_HOST',
+  listen: 'INITLESS_LISTEN',
+  advertise: 'INITLESS_ADVERTISE',
+} as const;
+
+/** Reads the settings: flags, else `INITLESS_*`, else defaults. Errors: BAD_CONFIG for a value that cannot be used. */
+export function readAgentSettings(environment: NodeJS.ProcessEnv, args: readonly string[] = []): AgentSettings {
+  const env = { ...environment, ...flagsOf(args) };
   const advertise = env.INITLESS_ADVERTISE || ownAddress();
   const listen = env.INITLESS_LISTEN || `${advertise}:7072`;
   const controlPlane = env.INITLESS_CONTROL_PLANE ?? '';
@@ -49,6 +59,22 @@ export function readAgentSettings(env: NodeJS.ProcessEnv): AgentSettings {
     checkpointDir: env.INITLESS_CHECKPOINT_DIR || '/var/lib/docker/initless/checkpoints',
     stateDir: '/var/lib/docker/initless',
   };
+}
+
+function flagsOf(args: readonly string[]): Record<string, string> {
+  const options = Object.fromEntries(Object.keys(FLAGS).map((name) => [name, { type: 'string' as const }]));
+  try {
+    const { values } = parseArgs({ args: [...args], options });
+    return Object.fromEntries(
+      Object.entries(values).map(([name, value]) => [FLAGS[name as keyof typeof FLAGS], String(value)]),
+    );
+  } catch (cause) {
+    throw new InitlessError('BAD_CONFIG', (cause as Error).message, {
+      nextStep: `give only ${Object.keys(FLAGS)
+        .map((name) => `--${name}`)
+        .join(', ')}, each with a value`,
+    });
+  }
 }
 
 /** The IPv4 addresses and networks among `names`, without those that lie in another of them: nftables takes no overlaps. */

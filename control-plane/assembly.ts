@@ -6,6 +6,7 @@ import { BuildLog } from './build-log.js';
 import type { Settings } from './config/settings.js';
 import type { SettingsWatch } from './config/settings-watch.js';
 import type { ContextStore } from './contexts/context-store.js';
+import type { Policy } from './core/model.js';
 import type { EventLog } from './events.js';
 import { Fleet } from './fleet/fleet.js';
 import { Pools } from './fleet/pools.js';
@@ -15,6 +16,7 @@ import { fleetService } from './rpc/fleet-service.js';
 import { Gateways } from './rpc/routing-service.js';
 import { CodeDir } from './services/code-dir.js';
 import { Intake } from './services/intake.js';
+import { Recovery } from './services/recovery.js';
 import { Registry } from './services/registry.js';
 import type { Store, Stored } from './store/store.js';
 import { readVersion } from './version.js';
@@ -43,12 +45,28 @@ export function assemble(from: Ingredients) {
   const intake = new Intake({ registry, contexts, events, settings, ownPorts: () => [...from.ownPorts] });
   const codeDir = new CodeDir({ registry, intake, events });
   const pools = new Pools({ store, onError }, stored.histories);
-  const onReport = (host: string, report: HostReport) => pools.observe(host, report, Date.now());
+  const recovery = store.lost ? new Recovery(registry, events, onError) : undefined;
+  const onReport = (host: string, report: HostReport) => {
+    recovery?.take(host, report);
+    pools.observe(host, report, Date.now());
+  };
   const fleet = new Fleet(
-    { store, events, builds, onError, onReport, settings: () => hostSettings(settings()) },
+    {
+      store,
+      events,
+      builds,
+      onError,
+      onReport,
+      settings: () => hostSettings(settings()),
+      policy: () => policyOf(settings()),
+    },
     stored.hosts,
   );
-  const reconciler = new Reconciler({ registry, fleet, pools, events, builds, onError });
+  const reconciler = new Reconciler({
+    ...{ registry, fleet, pools, events, builds, onError },
+    policy: () => policyOf(settings()),
+    recovering: store.lost,
+  });
   const gateways = new Gateways(reconciler, events);
   const version = readVersion();
   const info = () => ({
@@ -81,4 +99,8 @@ function hostSettings(settings: Settings): HostSettings {
     copyRate: settings.copyRate * 1e6,
     agents: [],
   };
+}
+
+function policyOf(settings: Settings): Policy {
+  return { hostTimeoutMs: Math.round(settings.hostTimeout * 1_000), keepRevisions: settings.keepRevisions };
 }

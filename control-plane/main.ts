@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { problemOf } from '../proto/rpc/errors.js';
+import { InitlessError, problemOf } from '../proto/rpc/errors.js';
 import { assemble } from './assembly.js';
 import { type Reading, SettingsWatch } from './config/settings-watch.js';
 import { ContextStore } from './contexts/context-store.js';
@@ -14,7 +14,7 @@ import {
 } from './options.js';
 import { HttpSide, splitAddress } from './rpc/http.js';
 import { Listeners } from './rpc/listeners.js';
-import { EmbeddedStore } from './store/embedded.js';
+import { openStore } from './store/open.js';
 
 export type { ControlPlane, ControlPlaneOptions } from './options.js';
 
@@ -49,9 +49,19 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
     });
     for (const warning of settings.current.warnings) log.warn(warning);
     const contextsFolder = join(options.stateDir, 'contexts');
-    const store = options.store ?? (await EmbeddedStore.open(join(options.stateDir, 'store'), contextsFolder));
+    const { stateDir, project } = options;
+    const place = { settings: settings.current.settings, stateDir, project, contexts: contextsFolder };
+    const store = options.store ?? (await openStore(place, (why) => log.warn(`waiting: ${why}`), options.signal));
     undo.push(() => store.close());
+    store.watch(({ kind, message }) => {
+      const problem = kind === 'store.away' ? problemOf(new InitlessError('STORE_FAILED', message)) : undefined;
+      events.add({ kind, message, problem });
+    });
     const stored = await store.load();
+    if (store.lost) {
+      const message = `${store.description} holds nothing; what hosts serve is taken back from them, all else has to be applied again`;
+      events.add({ kind: 'store.empty', message });
+    }
     const contexts = await ContextStore.open(contextsFolder);
 
     // What is made of it.
@@ -59,7 +69,11 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
     const httpListen = options.httpListen ?? DEFAULT_HTTP_LISTEN;
     const ownPorts = new Set([...(options.ownPorts ?? DEFAULT_OWN_PORTS), portOf(listen), portOf(httpListen)]);
     let refused: string[] = [];
-    const warnings = () => [...refused, ...settings.current.warnings];
+    const warnings = () => [
+      ...refused,
+      ...[store.trouble()].filter((text) => text !== ''),
+      ...settings.current.warnings,
+    ];
     const parts = assemble({ settings, store, stored, contexts, events, ownPorts, onError, warnings });
     const { registry, intake, codeDir, fleet, reconciler, gateways } = parts;
     undo.push(() => registry.settle());
@@ -84,8 +98,10 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
     };
     undo.push(() => codeDir.stop());
     await applySettings();
-    await fleet.forget(new Set(registry.all().flatMap((record) => [record.host, record.current?.host ?? ''])));
-    await intake.collect();
+    await fleet.forget(new Set(registry.all().flatMap((record) => [record.current?.host ?? '', ...record.hosts])));
+    // What is taken back from hosts may refer to contexts that nothing refers to yet.
+    const collectContexts = () => (store.lost ? Promise.resolve() : intake.collect());
+    await collectContexts();
 
     // What keeps it going.
     const onReading = async (reading: Reading) => {
@@ -102,7 +118,7 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
     };
     settings.start(onReading);
     undo.push(() => settings.stop());
-    const collect = () => void intake.collect().catch((error: unknown) => onError('removing build contexts', error));
+    const collect = () => void collectContexts().catch((error: unknown) => onError('removing build contexts', error));
     const collector = setInterval(collect, COLLECT_MS);
     reconciler.start();
     undo.push(async () => {
@@ -135,7 +151,7 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
 
 /** Runs a control plane until `signal` aborts; SIGHUP makes it read its settings again. Errors: as at the start. */
 export async function runControlPlane(options: ControlPlaneOptions, signal: AbortSignal): Promise<void> {
-  const controlPlane = await startControlPlane(options);
+  const controlPlane = await startControlPlane({ ...options, signal });
   const onHangUp = () => void controlPlane.reload();
   process.on('SIGHUP', onHangUp);
   try {

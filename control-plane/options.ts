@@ -25,8 +25,10 @@ export interface ControlPlaneOptions {
   env?: NodeJS.ProcessEnv;
   /** Folder that relative paths start from. */
   cwd?: string;
-  /** Store to use in place of the embedded one. */
+  /** Store to use in place of the one that the settings choose. */
   store?: Store;
+  /** Ends waiting for what the start needs. */
+  signal?: AbortSignal;
 }
 
 /** A control plane that runs. */

@@ -1,13 +1,14 @@
-import { GoneReason } from '../proto/gen/initless/v1/types.js';
 import { type InitlessError, problemOf, toInitlessError } from '../proto/rpc/errors.js';
 import type { BuildLog } from './build-log.js';
 import { Changes } from './changes.js';
-import { applyMaking, type MakingResult, WANTED } from './core/intake.js';
-import { type Snapshot, type Work, workKey } from './core/model.js';
+import { applyMaking, keepMade, type MakingResult, WANTED } from './core/intake.js';
+import { type Policy, type Snapshot, type Work, workKey } from './core/model.js';
 import { effectiveConfig } from './core/revision.js';
 import { type Decision, schedule } from './core/schedule.js';
 import type { EventLog } from './events.js';
+import { PassFigures } from './figures.js';
 import type { Fleet } from './fleet/fleet.js';
+import type { CommandOptions } from './fleet/host-link.js';
 import type { Pools } from './fleet/pools.js';
 import type { Registry } from './services/registry.js';
 
@@ -18,6 +19,10 @@ export interface ReconcilerParts {
   pools: Pools;
   events: EventLog;
   builds: BuildLog;
+  /** The settings that decisions depend on. */
+  policy: () => Policy;
+  /** The store has lost what was in it. */
+  recovering?: boolean;
   /** Told what goes wrong without anybody waiting for it. */
   onError: (what: string, error: unknown) => void;
 }
@@ -28,10 +33,14 @@ const BUILD_MS = 45 * 60_000;
 const QUICK_MS = 30_000;
 /** An assignment of another revision is confirmed when instances of it are ready, which may mean cold starts. */
 const ASSIGN_MS = 180_000;
+/** A copy that does not fit the machine means a start there besides. */
+const TIMES_MS = { assign: ASSIGN_MS, copy: BUILD_MS, withdraw: QUICK_MS, deleteRevisions: QUICK_MS };
 /** Pauses after a command that failed, by the number of times in a row. */
 const PAUSES_MS = [1_000, 5_000, 15_000, 60_000];
 /** After a command that succeeded, the host's report is given this long to show it. */
 const DONE_PAUSE_MS = 6_000;
+/** Decisions are made this long after the last ones: in a storm of changes many are seen in one pass, and reports are read between. */
+const PASS_EVERY_MS = 25;
 /** After the store refused a change. */
 const STORE_PAUSE_MS = 5_000;
 
@@ -39,12 +48,14 @@ interface Running extends Work {
   controller: AbortController;
 }
 
-type Start = Extract<Decision, { type: 'prepare' | 'assign' | 'withdraw' | 'deleteRevisions' }>;
+type Start = Extract<Decision, { type: 'prepare' | 'copy' | 'assign' | 'withdraw' | 'deleteRevisions' }>;
 
 /** Carries out what `schedule` decides, again after every change and every second, until it decides nothing. */
 export class Reconciler {
   /** Told after every change of services, hosts and work. */
   readonly changes = new Changes();
+  /** What it has decided so far, and how long that took. */
+  readonly figures = new PassFigures();
   readonly #parts: ReconcilerParts;
   readonly #work = new Map<string, Running>();
   readonly #cooldowns = new Map<string, number>();
@@ -53,6 +64,8 @@ export class Reconciler {
   #count = 0;
   #passing = false;
   #again = false;
+  #passedAt = 0;
+  #soon: NodeJS.Timeout | undefined;
   #stopped = false;
   #pausedUntil = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -78,6 +91,7 @@ export class Reconciler {
   async stop(): Promise<void> {
     this.#stopped = true;
     clearInterval(this.#timer);
+    clearTimeout(this.#soon);
     for (const work of this.#work.values()) work.controller.abort();
     await Promise.allSettled([...this.#running]);
     await this.#parts.pools.stop();
@@ -91,6 +105,9 @@ export class Reconciler {
       work: [...this.#work.values()],
       cooldowns: this.#cooldowns,
       pools: this.#parts.pools.plans(),
+      memory: this.#parts.pools.memory(),
+      policy: this.#parts.policy(),
+      recovering: this.#parts.recovering ?? false,
     };
   }
 
@@ -100,15 +117,19 @@ export class Reconciler {
     if (this.#passing) return;
     this.#passing = true;
     // Not within the change that woke us: what else changes with it is seen in one pass.
-    setImmediate(() => {
+    const wait = this.#passedAt + PASS_EVERY_MS - performance.now();
+    const pass = () => {
       this.#pass()
         .catch((error: unknown) => this.#parts.onError('deciding what to do next', error))
         .finally(() => {
           this.#passing = false;
           this.changes.tell();
+          this.#passedAt = performance.now();
           if (this.#again) this.#wake();
         });
-    });
+    };
+    if (wait > 0) this.#soon = setTimeout(pass, wait);
+    else setImmediate(pass);
   }
 
   async #pass(): Promise<void> {
@@ -116,8 +137,11 @@ export class Reconciler {
     const now = Date.now();
     if (this.#stopped || now < this.#pausedUntil) return;
     for (const [key, until] of this.#cooldowns) if (until <= now) this.#cooldowns.delete(key);
+    const begin = performance.now();
     this.#parts.pools.refresh(this.#parts.registry.all(), this.#parts.fleet.list(), now);
-    for (const decision of schedule(this.snapshot(), now)) {
+    const decisions = schedule(this.snapshot(), now);
+    this.figures.add(performance.now() - begin, decisions);
+    for (const decision of decisions) {
       try {
         await this.#carryOut(decision);
       } catch (error) {
@@ -132,7 +156,10 @@ export class Reconciler {
     const { registry, builds } = this.#parts;
     switch (decision.type) {
       case 'place':
-        await registry.update(decision.service, (record) => record && { ...record, host: decision.host });
+        await this.#place(decision);
+        return;
+      case 'keep':
+        await registry.update(decision.service, (record) => record && keepMade(record));
         return;
       case 'remake':
         await registry.update(
@@ -161,6 +188,14 @@ export class Reconciler {
     }
   }
 
+  async #place({ service, maker, hosts }: Extract<Decision, { type: 'place' }>): Promise<void> {
+    const before = this.#parts.registry.find(service)?.hosts ?? [];
+    await this.#parts.registry.update(service, (record) => record && { ...record, host: maker, hosts });
+    const where = hosts.length === 0 ? 'no host' : hosts.join(', ');
+    const was = before.length === 0 ? '' : ` (before: ${before.join(', ')})`;
+    this.#parts.events.add({ kind: 'service.placed', service, message: `${service} is placed on ${where}${was}` });
+  }
+
   #begin(decision: Start): void {
     this.#count += 1;
     const work: Running = {
@@ -168,7 +203,7 @@ export class Reconciler {
       kind: decision.type,
       service: decision.service,
       host: decision.host,
-      revision: decision.type === 'prepare' ? decision.revision : '',
+      revision: 'revision' in decision ? decision.revision : '',
       cancelled: false,
       controller: new AbortController(),
     };
@@ -197,7 +232,7 @@ export class Reconciler {
       this.#failures.delete(key);
       if (decision.type !== 'assign') this.#cooldowns.set(key, Date.now() + DONE_PAUSE_MS);
     } catch (thrown) {
-      if (this.#stopped) return;
+      if (this.#stopped || work.cancelled) return;
       const failures = this.#failures.get(key) ?? 0;
       this.#failures.set(key, failures + 1);
       this.#cooldowns.set(key, Date.now() + PAUSES_MS[Math.min(failures, PAUSES_MS.length - 1)]!);
@@ -213,7 +248,7 @@ export class Reconciler {
     const { service, host } = decision;
     const options = {
       what: `${work.kind} of ${service} on ${host}`,
-      timeoutMs: decision.type === 'assign' ? ASSIGN_MS : QUICK_MS,
+      timeoutMs: TIMES_MS[decision.type],
       signal: work.controller.signal,
     };
     switch (decision.type) {
@@ -221,13 +256,11 @@ export class Reconciler {
         await fleet.link(host).command({ $case: 'assign', value: decision.assignment }, options);
         fleet.confirm(host, service, decision.assignment);
         return;
+      case 'copy':
+        await this.#copy(decision, options);
+        return;
       case 'withdraw':
-        await fleet
-          .link(host)
-          .command(
-            { $case: 'withdraw', value: { service, drainMs: 0, reason: GoneReason.GONE_REASON_SUPERSEDED } },
-            options,
-          );
+        await fleet.link(host).command({ $case: 'withdraw', value: { service, reason: decision.reason } }, options);
         fleet.confirm(host, service, undefined);
         return;
       case 'deleteRevisions': {
@@ -236,6 +269,18 @@ export class Reconciler {
         return;
       }
     }
+  }
+
+  /** Has a host get a revision from others; the sources are tried in their order. */
+  async #copy({ service, host, revision, sources }: Extract<Decision, { type: 'copy' }>, options: CommandOptions) {
+    const record = this.#parts.registry.find(service);
+    const { current } = record ?? {};
+    if (record === undefined || current?.id !== revision) return;
+    const { imageId, problem } = current;
+    const config = effectiveConfig(record, current);
+    const value = { config, revision, imageId, sources, imageOnly: problem !== undefined };
+    const outcome = await this.#parts.fleet.link(host).command({ $case: 'copy', value }, options);
+    if (outcome.$case !== 'prepared') throw new Error(`the agent answered a copy with '${outcome.$case}'`);
   }
 
   async #prepare(work: Running, force: boolean): Promise<void> {

@@ -1,4 +1,15 @@
 import type { InitlessError } from '../proto/rpc/errors.js';
+import {
+  type AgentChoice,
+  type AgentState,
+  type Bearings,
+  canServe,
+  choose,
+  mayBeParked,
+  newAgent,
+  noteGrant,
+  update,
+} from './choice.js';
 import { agentDown, noHost, type Pending, queueFull, type Refusal, timedOut } from './refusals.js';
 
 /**
@@ -16,6 +27,10 @@ export const LEASE_GRACE_MS = 15_000;
 export const AGENT_GRACE_MS = 5_000;
 /** An agent is not asked again for this long, milliseconds, after it refused while other instances still serve. */
 const REFUSED_PAUSE_MS = 1_000;
+/** An agent that is busy is not asked more often than this, milliseconds, whatever it says. */
+const BUSY_PAUSE_MS = 20;
+/** What is not answered after this long, milliseconds, is asked of another host too, if instances may be parked there. */
+export const SLOW_MS = 2_000;
 /** An acquire is given up this long, milliseconds, after the bound that its agent was given. */
 const ANSWER_GRACE_MS = 1_000;
 /** A denial this close to an acquire's bound, milliseconds, is taken for the bound's own. */
@@ -31,16 +46,6 @@ export interface Limits {
   queueLimit: number;
   /** How long one may wait, milliseconds. */
   queueTimeoutMs: number;
-}
-
-/** An agent that may be asked for the service's instances. */
-export interface AgentChoice {
-  /** Key: its lease address. */
-  agent: string;
-  /** Host name, for messages. */
-  host: string;
-  /** Whether its stream is there. */
-  up: boolean;
 }
 
 /** A lease as an agent granted it, or reserved it. */
@@ -66,23 +71,6 @@ export type Action =
   | { do: 'shrink'; lease: string; slots: number }
   | { do: 'release'; lease: string; idleMs: number };
 
-interface AgentState {
-  host: string;
-  up: boolean;
-  /** When it was lost, or first heard of; counts while it is not up. */
-  downSince: number;
-  /** Not asked before this time. */
-  askAgainAt: number;
-  /** It said that it is exhausted: one acquire at a time until it grants one. */
-  probing: boolean;
-  /** It cannot serve and does not want to be asked again. Forgotten when the waiting requests have been told. */
-  refusal: Refusal | undefined;
-  /** What it last said, for requests whose time runs out while it is waited for. */
-  lastDenial: Refusal | undefined;
-  /** Instances to be looked at, named in the next acquire. */
-  suspects: Set<string>;
-}
-
 interface LeaseState extends GrantedLease {
   /** It is reserved: nothing was sent over it, and its instance is parked until it is activated. */
   asleep: boolean;
@@ -91,6 +79,8 @@ interface LeaseState extends GrantedLease {
   idleSince: number;
   /** Takes no more requests; released as soon as those in flight are done. */
   retiring: boolean;
+  /** Its instance cannot be reached at the moment: it gets no requests until that is over. */
+  doubtful: boolean;
   /** It retires then, unless its agent, which is or was away, has confirmed it. Infinity: its agent is there. */
   unsureUntil: number;
 }
@@ -102,6 +92,8 @@ interface Waiter {
 
 interface PendingAcquire {
   agent: string;
+  /** From then on it is not relied on. */
+  slowAt: number;
   /** When the bound that its agent was given is over. */
   boundAt: number;
   /** When it is no longer waited for. */
@@ -113,6 +105,7 @@ interface PendingAcquire {
  * and who is refused. It does nothing itself: every method takes the time (milliseconds on any clock that does not run
  * back) and returns what is to be done, in order. Requests are served first come, first served, by the oldest lease with
  * a free slot, so that the newest instances run idle first, and by a reserved lease only when no instance that runs has one.
+ * What a host has that is being drained, or that has left the route, is used only while no other host can serve.
  */
 export class Admission {
   readonly #service: string;
@@ -145,6 +138,19 @@ export class Admission {
     return [...this.#leases.values()].reduce((sum, { inFlight }) => sum + inFlight, 0);
   }
 
+  /** The leases that are held, for a view of them. */
+  get leases(): { lease: string; slots: number; inFlight: number; asleep: boolean; usable: boolean }[] {
+    return [...this.#leases.values()].map((state) => {
+      const { lease, slots, inFlight, asleep } = state;
+      return { lease, slots, inFlight, asleep, usable: this.#isUsable(state) };
+    });
+  }
+
+  /** Whether a host other than that of an agent could serve at this moment. */
+  hasOther(agent: string, now: number): boolean {
+    return canServe(new Map([...this.#agents].filter(([other]) => other !== agent)), this.#bearings(now));
+  }
+
   /** Whether nothing is held, asked for or waited for; what is only reserved does not count. */
   get settled(): boolean {
     if (this.#pending.size > 0 || this.#queue.length > 0) return false;
@@ -159,7 +165,10 @@ export class Admission {
     const consider = (time: number) => {
       if (time > now && time < at) at = time;
     };
-    for (const { giveUpAt } of this.#pending.values()) consider(giveUpAt);
+    for (const { giveUpAt, slowAt } of this.#pending.values()) {
+      consider(giveUpAt);
+      if (this.#queue.length > 0) consider(slowAt);
+    }
     for (const { asleep, idleSince, inFlight, unsureUntil } of this.#leases.values()) {
       if (inFlight === 0 && !asleep) consider(idleSince + LINGER_MS);
       consider(unsureUntil);
@@ -185,8 +194,9 @@ export class Admission {
     const shrunk = this.#fit();
     const before = this.#agents;
     this.#agents = new Map();
-    for (const { agent, host, up } of choices) {
-      this.#agents.set(agent, before.get(agent) ?? newAgent(host, up, now));
+    for (const choice of choices) {
+      const known = before.get(choice.agent);
+      this.#agents.set(choice.agent, known ? update(known, choice) : newAgent(choice, now));
     }
     // What an agent that is no longer asked has reserved is of no use here.
     for (const lease of this.#leases.values())
@@ -235,28 +245,34 @@ export class Admission {
     this.#agents.get(state.agent)?.suspects.add(state.instance);
   }
 
-  /** An agent granted a lease. */
-  granted(acquire: number, lease: GrantedLease, now: number): Action[] {
+  /** An agent granted a lease. `made`: it had to make the instance. */
+  granted(acquire: number, lease: GrantedLease, now: number, made = false): Action[] {
     this.#pending.delete(acquire);
     const agent = this.#agents.get(lease.agent);
-    if (agent) {
-      agent.probing = false;
-      agent.refusal = undefined;
-      agent.lastDenial = undefined;
+    if (agent) noteGrant(agent, made, now);
+    // Others that could not serve may be able to later: nobody has to be told what they said.
+    for (const state of this.#agents.values()) {
+      if (state.refusal === undefined) continue;
+      state.refusal = undefined;
+      state.askAgainAt = now + REFUSED_PAUSE_MS;
     }
     this.#hold(lease, false, now);
-    return this.#settle(now);
+    const actions = this.#settle(now);
+    // Whoever did not answer in time has been stood in for.
+    return this.#queue.length === 0 ? [...actions, ...this.#cancel((pending) => this.#isSlow(pending, now))] : actions;
   }
 
   /** An agent reserved a parked instance. */
   reserved(lease: GrantedLease, now: number): Action[] {
     this.#hold(lease, true, now);
+    const agent = this.#agents.get(lease.agent);
+    if (agent) agent.dryUntil = 0;
     const actions = this.#settle(now);
     // What was asked for those whom it serves is not needed any more.
     return this.#queue.length === 0 ? [...actions, ...this.#cancel()] : actions;
   }
 
-  /** An agent has no instance; `retryAfterMs` 0 says not to ask again. */
+  /** An agent has no instance; `retryAfterMs` 0 says not to ask again. The others are asked at once, if they can be. */
   denied(acquire: number, error: InitlessError, retryAfterMs: number, now: number): Action[] {
     const pending = this.#pending.get(acquire);
     const agent = this.#agents.get(pending?.agent ?? '');
@@ -264,8 +280,9 @@ export class Admission {
     // At the bound of the requests that it was for, it says nothing about those that still wait: they are asked for again.
     if (pending && agent && now < pending.boundAt - BOUND_SLACK_MS) {
       agent.lastDenial = { error };
-      if (error.code === 'EXHAUSTED') agent.probing = true;
-      if (retryAfterMs > 0) agent.askAgainAt = now + retryAfterMs;
+      const busy = error.code === 'EXHAUSTED' || error.code === 'ELSEWHERE';
+      if (busy) agent.probing = true;
+      if (busy || retryAfterMs > 0) agent.askAgainAt = now + Math.max(retryAfterMs, BUSY_PAUSE_MS);
       else if (this.#usable() > 0) agent.askAgainAt = now + REFUSED_PAUSE_MS;
       else agent.refusal = { error };
     }
@@ -303,6 +320,8 @@ export class Admission {
     const state = this.#agents.get(agent);
     if (state) {
       state.up = true;
+      state.silent = false;
+      state.refusal = undefined;
       state.askAgainAt = 0;
       state.probing = false;
     }
@@ -327,6 +346,23 @@ export class Admission {
     return [...lost, ...this.#settle(now)];
   }
 
+  /**
+   * An agent whose stream is there does not answer, or answers again. Until it does, what was asked of it is asked of others
+   * that can serve, and what it reserved is not used.
+   */
+  agentSilent(agent: string, silent: boolean, now: number): Action[] {
+    const state = this.#agents.get(agent);
+    if (state) state.silent = silent;
+    return this.#settle(now);
+  }
+
+  /** A lease's instance cannot be reached at the moment, or can again. */
+  doubted(lease: string, doubtful: boolean, now: number): Action[] {
+    const state = this.#leases.get(lease);
+    if (state) state.doubtful = doubtful;
+    return this.#settle(now);
+  }
+
   /** Time has passed. */
   tick(now: number): Action[] {
     return this.#settle(now);
@@ -347,6 +383,7 @@ export class Admission {
       inFlight: 0,
       idleSince: now,
       retiring: false,
+      doubtful: false,
       unsureUntil: Number.POSITIVE_INFINITY,
     });
   }
@@ -355,9 +392,10 @@ export class Admission {
     this.#settledAt = now;
     const actions: Action[] = [];
     for (const lease of this.#leases.values()) if (lease.unsureUntil <= now) lease.retiring = true;
-    this.#serve(actions);
+    this.#serve(now, actions);
     this.#giveUp(now, actions);
     this.#expire(now, actions);
+    this.#moveOn(now, actions);
     this.#ask(now, actions);
     this.#refuseAll(now, actions);
     this.#releaseIdle(now, actions);
@@ -365,20 +403,47 @@ export class Admission {
   }
 
   /** Gives free slots to those who wait. */
-  #serve(actions: Action[]): void {
-    for (const lease of this.#leases.values()) if (!lease.asleep) this.#fill(lease, actions);
-    for (const lease of this.#leases.values()) {
+  #serve(now: number, actions: Action[]): void {
+    const [last, first] = partition(
+      [...this.#leases.values()],
+      ({ agent }) => this.#agents.get(agent)?.draining !== false,
+    );
+    this.#serveBy(first, actions);
+    if (this.#queue.length > 0 && last.length > 0 && !this.#waitsForOther(now)) this.#serveBy(last, actions);
+    if (this.#queue.length === 0) this.#earliestDeadline = Number.POSITIVE_INFINITY;
+  }
+
+  #serveBy(leases: readonly LeaseState[], actions: Action[]): void {
+    for (const lease of leases) if (!lease.asleep) this.#fill(lease, actions);
+    for (const lease of leases) {
       if (this.#queue.length === 0) break;
-      if (!lease.asleep || lease.retiring || !this.#agents.get(lease.agent)?.up) continue;
+      const agent = this.#agents.get(lease.agent);
+      if (!lease.asleep || !this.#isUsable(lease) || !agent?.up || agent.silent) continue;
       lease.asleep = false;
       actions.push({ do: 'activate', lease: lease.lease });
       this.#fill(lease, actions);
     }
-    if (this.#queue.length === 0) this.#earliestDeadline = Number.POSITIVE_INFINITY;
+  }
+
+  /** Whether a host that is there to stay can be asked, or has been and has time to answer. */
+  #waitsForOther(now: number): boolean {
+    const stays = (agent: string) => this.#agents.get(agent)?.draining === false;
+    const asked = [...this.#pending.values()].some((pending) => stays(pending.agent) && !this.#isSlow(pending, now));
+    return asked || canServe(this.#agents, this.#bearings(now));
+  }
+
+  /** Whether an acquire is not relied on any more. */
+  #isSlow({ agent, slowAt }: PendingAcquire, now: number): boolean {
+    return slowAt <= now || this.#agents.get(agent)?.silent === true;
+  }
+
+  #bearings(now: number): Bearings {
+    const asked = new Set([...this.#pending.values()].map(({ agent }) => agent));
+    return { now, isAsked: (agent) => asked.has(agent), serves: (agent) => this.#usable(agent) > 0 };
   }
 
   #fill(lease: LeaseState, actions: Action[]): void {
-    while (!lease.retiring && lease.inFlight < lease.slots) {
+    while (this.#isUsable(lease) && lease.inFlight < lease.slots) {
       const waiter = this.#queue.shift();
       if (waiter === undefined) return;
       lease.inFlight += 1;
@@ -426,33 +491,41 @@ export class Admission {
     if (stay.length === 0) actions.push(...this.#cancel());
   }
 
-  /** Asks for as many instances as those who wait need, and no more. */
+  /** Takes what was asked of agents that do not answer from them, if there is one that does. */
+  #moveOn(now: number, actions: Action[]): void {
+    if (this.#queue.length === 0) return;
+    const isSilent = ({ agent }: PendingAcquire) => this.#agents.get(agent)?.silent === true;
+    if (![...this.#pending.values()].some(isSilent)) return;
+    const other = choose(this.#agents, this.#bearings(now));
+    if (other !== undefined && this.#agents.get(other)?.silent === false) actions.push(...this.#cancel(isSilent));
+  }
+
+  /** Asks for as many instances as those who wait need, and no more, but in place of what takes long. */
   #ask(now: number, actions: Action[]): void {
     while (this.#pending.size < MAX_PENDING) {
-      if (this.#queue.length <= this.#pending.size * this.#limits.maxConcurrency) return;
-      const chosen = this.#chooseAgent(now);
-      if (chosen === undefined) return;
-      const { agent, state } = chosen;
+      const quick = [...this.#pending.values()].filter((pending) => !this.#isSlow(pending, now)).length;
+      if (this.#queue.length <= quick * this.#limits.maxConcurrency) return;
+      const standsIn = this.#queue.length <= this.#pending.size * this.#limits.maxConcurrency;
+      const agent = standsIn ? this.#chooseStandIn(now) : choose(this.#agents, this.#bearings(now));
+      const state = this.#agents.get(agent ?? '');
+      if (agent === undefined || state === undefined) return;
       const latest = this.#queue.reduce((at, { deadline }) => Math.max(at, deadline), now);
       const timeoutMs = Math.max(1, Math.ceil(latest - now));
       const acquire = this.#nextAcquire++;
-      this.#pending.set(acquire, { agent, boundAt: now + timeoutMs, giveUpAt: now + timeoutMs + ANSWER_GRACE_MS });
+      const boundAt = now + timeoutMs;
+      this.#pending.set(acquire, { agent, slowAt: now + SLOW_MS, boundAt, giveUpAt: boundAt + ANSWER_GRACE_MS });
       actions.push({ do: 'acquire', acquire, agent, timeoutMs, suspects: [...state.suspects] });
       state.suspects.clear();
     }
   }
 
-  /** The agent to ask next: one that serves already, else the first that can be asked. */
-  #chooseAgent(now: number): { agent: string; state: AgentState } | undefined {
-    const busy = new Set([...this.#pending.values()].map(({ agent }) => agent));
-    let first: { agent: string; state: AgentState } | undefined;
-    for (const [agent, state] of this.#agents) {
-      if (!state.up || state.refusal !== undefined || state.askAgainAt > now) continue;
-      if (state.probing && busy.has(agent)) continue;
-      if (this.#usable(agent) > 0) return { agent, state };
-      first ??= { agent, state };
-    }
-    return first;
+  /** An agent of which nothing was asked yet, and that may have an instance parked. */
+  #chooseStandIn(now: number): string | undefined {
+    const bearings = this.#bearings(now);
+    const others = [...this.#agents].filter(
+      ([agent, state]) => !bearings.isAsked(agent) && mayBeParked(state, now) && !state.silent,
+    );
+    return choose(new Map(others), bearings);
   }
 
   /** Refuses everybody when no instance can come from anywhere. */
@@ -485,11 +558,15 @@ export class Admission {
     return picked.map(([acquire, { agent }]) => ({ do: 'cancel', acquire, agent }));
   }
 
+  #isUsable({ retiring, doubtful }: LeaseState): boolean {
+    return !retiring && !doubtful;
+  }
+
   /** Leases in use that take requests, of one agent or of all. */
   #usable(agent?: string): number {
     let count = 0;
     for (const lease of this.#leases.values()) {
-      if (!lease.retiring && !lease.asleep && (agent === undefined || lease.agent === agent)) count += 1;
+      if (this.#isUsable(lease) && !lease.asleep && (agent === undefined || lease.agent === agent)) count += 1;
     }
     return count;
   }
@@ -501,22 +578,14 @@ export class Admission {
     const pending: Pending = {
       busy: this.#usable(),
       asked: [...new Set(asked)],
-      away: agents.filter(({ up }) => !up).map(({ host }) => host),
+      away: agents.filter(({ up, silent }) => !up || silent).map(({ host }) => host),
       denial: agents.find(({ lastDenial }) => lastDenial !== undefined)?.lastDenial?.error,
     };
     return timedOut(this.#service, this.#limits.queueTimeoutMs, pending);
   }
 }
 
-function newAgent(host: string, up: boolean, now: number): AgentState {
-  return {
-    host,
-    up,
-    downSince: now,
-    askAgainAt: 0,
-    probing: false,
-    refusal: undefined,
-    lastDenial: undefined,
-    suspects: new Set(),
-  };
+/** Those for which something holds, and the others, each in their order. */
+function partition<T>(all: readonly T[], holds: (one: T) => boolean): [T[], T[]] {
+  return [all.filter(holds), all.filter((one) => !holds(one))];
 }

@@ -19,6 +19,7 @@ import { errorOf, fromGrpcError, InitlessError, toInitlessError } from '../proto
 import { PushStream } from '../proto/rpc/push-stream.js';
 import { Backoff } from './backoff.js';
 import { knock } from './knock.js';
+import { Pulse } from './pulse.js';
 
 /** Once an agent accepts connections, gRPC over one of them takes at most this long, milliseconds. */
 const CONNECT_MS = 5_000;
@@ -26,6 +27,10 @@ const CONNECT_MS = 5_000;
 const GOOD_STREAM_MS = 5_000;
 /** An agent that was told that this gateway stops has this long, milliseconds, to take note. */
 const GOODBYE_MS = 1_000;
+/** An agent says within this time, milliseconds, which leases stand, or its stream is opened anew. */
+const HELLO_MS = 5_000;
+/** The connection to an agent that does not even answer HTTP/2's pings is given up after the sum of these. */
+const KEEP_ALIVE = { 'grpc.keepalive_time_ms': 5_000, 'grpc.keepalive_timeout_ms': 5_000 };
 
 /** A lease that is held. */
 export interface HeldLease {
@@ -37,6 +42,8 @@ export interface HeldLease {
   host: string;
   /** What the agent said. */
   granted: Pick<Granted, 'leaseId' | 'instance' | 'address' | 'slots' | 'origin' | 'found' | 'filling'>;
+  /** Whether it is more than reserved. */
+  isInUse(): boolean;
   /** Has the instance thawed, if the lease only reserved it until now: requests are sent over it from now on. */
   activate(): void;
   /**
@@ -62,6 +69,8 @@ export interface WakeEvents {
   up(agent: string): void;
   /** An agent's stream is gone, and with it all that was asked of it. Its leases may still stand. */
   down(agent: string): void;
+  /** An agent whose stream is there does not answer, or answers again. */
+  silent(agent: string, silent: boolean): void;
   /** The agent is back and has confirmed a lease, by its key. */
   resumed(lease: string): void;
   /** An agent reserved a parked instance of a service. */
@@ -86,7 +95,8 @@ export class AgentStream {
   /** Whether a route names it. */
   wanted = true;
   readonly address: string;
-  readonly #host: string;
+  /** Its name, as the route says. */
+  host: string;
   readonly #gateway: string;
   readonly #log: Logger;
   readonly #events: WakeEvents;
@@ -98,6 +108,7 @@ export class AgentStream {
   #cut: AbortController | undefined;
   /** Whether the agent has answered this stream's hello. */
   #up = false;
+  #silent = false;
   /** Resolves when no stream is open or will be; does not reject. */
   readonly #ended: Promise<void>;
   readonly #answers = new Map<number, (answer: Answer) => void>();
@@ -116,7 +127,7 @@ export class AgentStream {
     whenSpare: (stream: AgentStream) => void,
   ) {
     this.address = address;
-    this.#host = host;
+    this.host = host;
     this.#gateway = gateway;
     this.#log = log.child({ host, agent: address });
     this.#events = events;
@@ -126,6 +137,11 @@ export class AgentStream {
 
   get up(): boolean {
     return this.#up;
+  }
+
+  /** Whether its stream is there but it does not answer. */
+  get silent(): boolean {
+    return this.#silent;
   }
 
   /** Whether something is held or asked for over it. */
@@ -183,7 +199,7 @@ export class AgentStream {
     const report = (thrown: unknown) => {
       if (signal.aborted || reported) return;
       reported = true;
-      const error = fromGrpcError(thrown, `lease stream to ${this.#host}`);
+      const error = fromGrpcError(thrown, `lease stream to ${this.host}`);
       this.#log.warn({ error: error.message }, 'agent cannot be reached; trying again');
     };
     while (!signal.aborted) {
@@ -209,7 +225,7 @@ export class AgentStream {
   }
 
   async #connect(signal: AbortSignal, onReached: () => void): Promise<void> {
-    const channel = connect(this.address);
+    const channel = connect(this.address, KEEP_ALIVE);
     const cut = new AbortController();
     const stop = () => {
       cut.abort(signal.reason);
@@ -217,7 +233,10 @@ export class AgentStream {
     };
     signal.addEventListener('abort', stop, { once: true });
     try {
-      await waitForChannelReady(channel, new Date(Date.now() + CONNECT_MS));
+      const ready = waitForChannelReady(channel, new Date(Date.now() + CONNECT_MS));
+      // One that is closed is never ready, but says so only at the end of that time.
+      ready.catch(() => {});
+      await Promise.race([ready, aborted(signal)]);
       onReached();
       await this.#speak(channel, cut);
     } finally {
@@ -228,7 +247,7 @@ export class AgentStream {
 
   /** Opens the stream, says what is still held, and takes what comes until it ends. */
   async #speak(channel: ReturnType<typeof connect>, cut: AbortController): Promise<void> {
-    const out = new PushStream<LeaseRequest>(`lease stream to ${this.#host}`);
+    const out = new PushStream<LeaseRequest>(`lease stream to ${this.host}`);
     const leases = [...this.#leases].map(([leaseId, { instance, slots, asleep }]) => ({
       leaseId,
       instance,
@@ -240,9 +259,23 @@ export class AgentStream {
     this.#out = out;
     this.#cut = cut;
     const named = leases.map(({ leaseId }) => leaseId);
+    const pulse = new Pulse(
+      channel,
+      () => this.busy,
+      (silent) => this.#onSilent(silent),
+    );
+    const unanswered = new InitlessError('DEADLINE', `no answer to hello within ${HELLO_MS} ms`);
+    const helloTimer = setTimeout(() => cut.abort(unanswered), HELLO_MS);
     try {
-      for await (const response of responses) this.#take(response, named);
+      for await (const response of responses) {
+        clearTimeout(helloTimer);
+        pulse.heard();
+        this.#take(response, named);
+      }
     } finally {
+      clearTimeout(helloTimer);
+      pulse.stop();
+      this.#silent = false;
       this.#out = undefined;
       this.#up = false;
       out.end();
@@ -254,6 +287,14 @@ export class AgentStream {
         this.#spare();
       }
     }
+  }
+
+  #onSilent(silent: boolean): void {
+    if (!this.#up || this.#silent === silent) return;
+    this.#silent = silent;
+    if (silent) this.#log.warn('the agent does not answer; it is left out until it does');
+    else this.#log.info('the agent answers again');
+    this.#events.silent(this.address, silent);
   }
 
   /** @param named leases that this stream's hello named. */
@@ -300,7 +341,7 @@ export class AgentStream {
       if (stand.has(lease) && !still.has(lease)) this.#endFill(lease, undefined);
     }
     for (const lease of lost) {
-      this.#endFill(lease, new InitlessError('INSTANCE_LOST', `the agent of ${this.#host} has lost its instance`));
+      this.#endFill(lease, new InitlessError('INSTANCE_LOST', `the agent of ${this.host} has lost its instance`));
       this.#leases.delete(lease);
       this.#events.revoked(this.#keyOf(lease), false);
     }
@@ -337,8 +378,9 @@ export class AgentStream {
     return {
       key: this.#keyOf(leaseId),
       agent: this.address,
-      host: this.#host,
+      host: this.host,
       granted,
+      isInUse: () => !held.asleep,
       activate: () => {
         held.asleep = false;
         this.#send({ $case: 'activate', value: { leaseId } });
@@ -378,7 +420,7 @@ export class AgentStream {
     this.#answers.delete(requestId);
     const error = problem
       ? errorOf(problem)
-      : new InitlessError('INTERNAL', `the agent of ${this.#host} denied a lease without a reason`);
+      : new InitlessError('INTERNAL', `the agent of ${this.host} denied a lease without a reason`);
     answer?.({ kind: 'denied', error, retryAfterMs });
     this.#spare();
   }
@@ -386,4 +428,15 @@ export class AgentStream {
   #keyOf(leaseId: string): string {
     return `${this.address} ${leaseId}`;
   }
+}
+
+/** Rejects with the signal's reason once it aborts. */
+function aborted(signal: AbortSignal): Promise<never> {
+  const promise = new Promise<never>((_, reject) => {
+    const end = () => reject(signal.reason);
+    if (signal.aborted) end();
+    else signal.addEventListener('abort', end, { once: true });
+  });
+  promise.catch(() => {});
+  return promise;
 }

@@ -30,7 +30,7 @@ export async function knock(
 ): Promise<void> {
   const backoff = new Backoff(FIRST_PAUSE_MS, SLOW_PAUSE_MS);
   for (;;) {
-    const error = await attempt(address, signal);
+    const error = await attemptToConnect(address, ATTEMPT_MS, signal);
     signal.throwIfAborted();
     if (error === undefined) return;
     onRefused(error);
@@ -39,8 +39,8 @@ export async function knock(
   }
 }
 
-/** Resolves with the error if nobody accepts. */
-function attempt(address: string, signal: AbortSignal): Promise<Error | undefined> {
+/** Resolves with the error if nobody accepts a connection at "HOST:PORT" within so many milliseconds. */
+export function attemptToConnect(address: string, ms: number, signal?: AbortSignal): Promise<Error | undefined> {
   return new Promise((resolve) => {
     const socket = net.connect({ ...splitAddress(address), signal });
     const end = (error?: Error) => {
@@ -48,10 +48,7 @@ function attempt(address: string, signal: AbortSignal): Promise<Error | undefine
       socket.destroy();
       resolve(error);
     };
-    const timer = setTimeout(
-      () => end(new InitlessError('DEADLINE', `no connection within ${ATTEMPT_MS} ms`)),
-      ATTEMPT_MS,
-    );
+    const timer = setTimeout(() => end(new InitlessError('DEADLINE', `no connection within ${ms} ms`)), ms);
     socket.once('connect', () => end());
     socket.on('error', end);
   });

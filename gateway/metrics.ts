@@ -7,6 +7,10 @@ const METRICS = {
   wakes_total: { kind: 'counter', help: 'Leases granted, by service, origin and the state the instance was found in.' },
   requests_in_flight: { kind: 'gauge', help: 'Requests that an instance is answering, by service.' },
   requests_waiting: { kind: 'gauge', help: 'Requests that wait for an instance, by service.' },
+  host_requests_in_flight: { kind: 'gauge', help: 'Requests that an instance on a host is answering, by service.' },
+  host_slots: { kind: 'gauge', help: 'Requests that the leases on a host allow at a time, by service.' },
+  host_free_slots: { kind: 'gauge', help: 'Requests that could be sent to a host at once, by service.' },
+  hosts_left_out: { kind: 'gauge', help: 'Whether a host is left out, since its agent does not answer.' },
   ready: { kind: 'gauge', help: 'Whether the gateway has a route table.' },
 } as const;
 

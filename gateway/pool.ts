@@ -1,8 +1,12 @@
 import type { Logger } from 'pino';
 import { InstanceState, instanceStateToJSON, type Origin, originToJSON } from '../proto/gen/initless/v1/types.js';
+import { sleep } from '../proto/rpc/deadline.js';
 import { InitlessError } from '../proto/rpc/errors.js';
-import { type Action, Admission, type AgentChoice, type GrantedLease, type Limits } from './admission.js';
+import { type Action, Admission, type GrantedLease, LEASE_GRACE_MS, type Limits } from './admission.js';
 import type { Answer, HeldLease } from './agent-stream.js';
+import { capacityOf, type HostCapacity } from './capacity.js';
+import type { AgentChoice } from './choice.js';
+import { attemptToConnect } from './knock.js';
 import type { Metrics } from './metrics.js';
 import { Fill } from './proxy/fill.js';
 import { Upstream } from './proxy/upstream.js';
@@ -14,6 +18,10 @@ import type { Wake } from './wake.js';
  * instance's memory.
  */
 const HOLD_MS = 30_000;
+/** An instance accepts a connection within this time, milliseconds, or gets no requests until it does. */
+const REACH_MS = 500;
+/** The instances of an agent that does not answer are looked at this often, milliseconds. */
+const LOOK_MS = 500;
 
 /** A request's place in an instance. */
 export interface Slot {
@@ -27,6 +35,11 @@ export interface Slot {
   holdMs: number;
   /** Whether the lease still stands; once it does not, nothing new should be sent over it. */
   stands(): boolean;
+  /**
+   * `move` is called when the instance is found out of reach: the request had better be served elsewhere, if it may be.
+   * Returns what stops that.
+   */
+  onDoubt(move: () => void): () => void;
   /** Whether it is certain that the instance has processed nothing, and will not. */
   neverRan(): boolean;
   /** The request is over; only the first call counts. `broken`: the instance could not be reached. */
@@ -50,6 +63,10 @@ interface Held {
   /** It was reserved, and no request over it is over yet. */
   fresh: boolean;
   neverRan: boolean;
+  /** What has the requests in flight move to another instance, where they may. */
+  movers: Set<() => void>;
+  /** Since when its instance is out of reach. Undefined: it is not, as far as is known. */
+  badSince: number | undefined;
   /** Undefined: the instance had all of its memory when it was leased. */
   fill: Fill | undefined;
 }
@@ -73,6 +90,11 @@ export class Pool {
   #timer: { at: number; handle: NodeJS.Timeout } | undefined;
   #nextTicket = 1;
   #queueTimeoutMs = 0;
+  /** Hosts of the route. */
+  #hosts: string[] = [];
+  /** Agents whose instances are being looked at. */
+  readonly #looking = new Set<string>();
+  #closed = false;
 
   /** @param whenSettled called when nothing is held, asked for or waited for any more. */
   constructor(service: string, wake: Wake, metrics: Metrics, log: Logger, whenSettled: () => void) {
@@ -89,6 +111,15 @@ export class Pool {
     return { waiting: this.#admission.waiting, inFlight: this.#admission.inFlight };
   }
 
+  /** What is held of each host. */
+  get capacity(): HostCapacity[] {
+    const leases = this.#admission.leases.flatMap(({ lease, ...counts }) => {
+      const held = this.#held.get(lease);
+      return held ? [{ ...counts, host: held.lease.host }] : [];
+    });
+    return capacityOf(leases, this.#hosts);
+  }
+
   /** Whether nothing is held, asked for or waited for. */
   get settled(): boolean {
     return this.#admission.settled;
@@ -97,6 +128,7 @@ export class Pool {
   /** Takes a route's limits and agents; `absent` answers requests while there are none. */
   configure(limits: Limits, agents: readonly AgentChoice[], absent: Refusal): void {
     this.#queueTimeoutMs = limits.queueTimeoutMs;
+    this.#hosts = agents.map(({ host }) => host);
     this.#carryOut(this.#admission.configure(limits, agents, absent, performance.now()));
   }
 
@@ -138,6 +170,13 @@ export class Pool {
   /** An agent's stream is gone, and what was asked of it too. */
   agentDown(agent: string): void {
     this.#carryOut(this.#admission.agentDown(agent, performance.now()));
+    void this.#lookAt(agent);
+  }
+
+  /** An agent whose stream is there does not answer, or answers again. */
+  agentSilent(agent: string, silent: boolean): void {
+    this.#carryOut(this.#admission.agentSilent(agent, silent, performance.now()));
+    if (silent) void this.#lookAt(agent);
   }
 
   /** An agent that was away has confirmed a lease. */
@@ -181,6 +220,7 @@ export class Pool {
 
   /** Gives everything back at once; no request may be in flight or come any more. */
   close(): void {
+    this.#closed = true;
     clearTimeout(this.#timer?.handle);
     for (const cancel of this.#cancels.values()) cancel();
     for (const { upstream, lease } of this.#held.values()) {
@@ -241,12 +281,20 @@ export class Pool {
       fill: held.fill,
       holdMs: this.#queueTimeoutMs + HOLD_MS,
       stands: () => held.stands,
+      onDoubt: (move) => {
+        held.movers.add(move);
+        return () => held.movers.delete(move);
+      },
       neverRan: () => held.neverRan,
       release: (broken = false) => {
         if (over) return;
         over = true;
         held.fresh = false;
-        if (broken) this.#admission.broken(key);
+        if (broken) {
+          this.#admission.broken(key);
+          // It may be the host: nothing more goes there before its other instances are known to be reached.
+          void this.#lookAt(held.lease.agent, true);
+        }
         this.#carryOut(this.#admission.done(key, performance.now()));
       },
     });
@@ -277,7 +325,16 @@ export class Pool {
     const { instance, address, slots, filling } = lease.granted;
     const upstream = new Upstream(instance, address);
     const fill = filling ? new Fill((number) => lease.confirm(number)) : undefined;
-    this.#held.set(key, { lease, upstream, stands: true, fresh, neverRan: false, fill });
+    this.#held.set(key, {
+      lease,
+      upstream,
+      stands: true,
+      fresh,
+      neverRan: false,
+      movers: new Set(),
+      badSince: undefined,
+      fill,
+    });
     return { lease: key, agent, instance, slots };
   }
 
@@ -288,10 +345,54 @@ export class Pool {
       return this.#admission.denied(acquire, error, retryAfterMs, now);
     }
     const { lease } = answer;
-    const actions = this.#admission.granted(acquire, this.#hold(lease, false), now);
+    const actions = this.#admission.granted(acquire, this.#hold(lease, false), now, isMade(lease));
     // Those who waited go first.
     setImmediate(() => this.#noteGrant(lease, now - since));
     return actions;
+  }
+
+  /**
+   * Looks whether an agent's instances are reached, until it answers itself or nothing of it is held any more. One that is not
+   * gets no requests, those that have sent nothing to it and those that may be repeated move on at once, and the others have
+   * as long as a lease outlives its agent.
+   *
+   * @param suspected whether none counts as reached before it was.
+   */
+  async #lookAt(agent: string, suspected = false): Promise<void> {
+    const ours = () => [...this.#held].filter(([, { lease }]) => lease.agent === agent && lease.isInUse());
+    if (suspected) for (const [key] of ours()) this.#doubt(key, true);
+    if (this.#looking.has(agent)) return;
+    this.#looking.add(agent);
+    for (;;) {
+      await Promise.all(ours().map(([key, held]) => this.#lookAtOne(key, held)));
+      const isWell = this.#wake.answers(agent) && ours().every(([, { badSince }]) => badSince === undefined);
+      if (this.#closed || isWell || ours().length === 0) break;
+      await sleep(LOOK_MS);
+    }
+    this.#looking.delete(agent);
+    // What was suspected meanwhile is well too.
+    if (!this.#closed) for (const [key] of ours()) this.#doubt(key, false);
+  }
+
+  async #lookAtOne(key: string, held: Held): Promise<void> {
+    const { upstream, lease } = held;
+    const isReached = (await attemptToConnect(upstream.address, REACH_MS)) === undefined;
+    if (this.#closed || this.#held.get(key) !== held) return;
+    // Whether one that was just activated was thawed, nobody can say while its agent is away.
+    const isUnsure = held.fresh && !this.#wake.answers(lease.agent);
+    const now = performance.now();
+    held.badSince = isReached && !isUnsure ? undefined : (held.badSince ?? now);
+    const isLost = !isReached || (isUnsure && this.#admission.hasOther(lease.agent, now));
+    this.#doubt(key, isLost);
+    if (isLost) for (const move of [...held.movers]) move();
+    if (held.badSince === undefined || now - held.badSince < LEASE_GRACE_MS) return;
+    this.#admission.broken(key);
+    upstream.close();
+    this.#carryOut(this.#admission.tick(performance.now()));
+  }
+
+  #doubt(key: string, isDoubtful: boolean): void {
+    this.#carryOut(this.#admission.doubted(key, isDoubtful, performance.now()));
   }
 
   #noteGrant({ granted: { instance, origin, found }, host }: HeldLease, tookMs: number): void {
@@ -315,6 +416,11 @@ export class Pool {
     );
     this.#timer = { at, handle };
   }
+}
+
+/** Whether an instance was made for its lease. */
+function isMade({ granted }: HeldLease): boolean {
+  return granted.found === InstanceState.INSTANCE_STATE_UNSPECIFIED;
 }
 
 function goneError(): InitlessError {

@@ -23,6 +23,7 @@ export class Pools {
     this.#wake = new Wake(gateway, log, {
       up: (agent) => this.#each((pool) => pool.agentUp(agent)),
       down: (agent) => this.#each((pool) => pool.agentDown(agent)),
+      silent: (agent, silent) => this.#each((pool) => pool.agentSilent(agent, silent)),
       resumed: (lease) => this.#each((pool) => pool.resumed(lease)),
       recalled: (lease) => {
         this.#dropEarly(lease);
@@ -36,12 +37,18 @@ export class Pools {
         this.#each((pool) => pool.revoked(lease, neverRan));
       },
     });
-    metrics.onCollect(() =>
-      this.#each(({ service, counts }) => {
+    metrics.onCollect(() => {
+      this.#each(({ service, counts, capacity }) => {
         metrics.set('requests_in_flight', { service }, counts.inFlight);
         metrics.set('requests_waiting', { service }, counts.waiting);
-      }),
-    );
+        for (const { host, inFlight, slots, free } of capacity) {
+          metrics.set('host_requests_in_flight', { service, host }, inFlight);
+          metrics.set('host_slots', { service, host }, slots);
+          metrics.set('host_free_slots', { service, host }, free);
+        }
+      });
+      for (const { host, leftOut } of this.#wake.hosts) metrics.set('hosts_left_out', { host }, leftOut ? 1 : 0);
+    });
   }
 
   /** Takes the whole route table. Requests in flight to a service that left it go on; those that wait are refused. */
@@ -78,7 +85,12 @@ export class Pools {
     }
     pool.configure(
       route,
-      route.hosts.map(({ host, leaseAddress: agent }) => ({ agent, host, up: this.#wake.isUp(agent) })),
+      route.hosts.map(({ leaseAddress: agent, ...host }) => ({
+        ...host,
+        agent,
+        up: this.#wake.isUp(agent),
+        silent: this.#wake.isSilent(agent),
+      })),
       route.problem ? { error: errorOf(route.problem, service) } : noHost(service),
     );
   }

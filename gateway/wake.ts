@@ -20,8 +20,10 @@ export class Wake {
   setAgents(agents: ReadonlyMap<string, string>): void {
     for (const [address, host] of agents) {
       const known = this.#streams.get(address);
-      if (known) known.wanted = true;
-      else {
+      if (known) {
+        known.wanted = true;
+        known.host = host;
+      } else {
         const whenSpare = (stream: AgentStream) => this.#drop(stream);
         this.#streams.set(address, new AgentStream(address, host, this.#gateway, this.#log, this.#events, whenSpare));
       }
@@ -36,6 +38,22 @@ export class Wake {
   /** Whether an agent can be asked now. */
   isUp(agent: string): boolean {
     return this.#streams.get(agent)?.up ?? false;
+  }
+
+  /** Whether an agent is there and answers. */
+  answers(agent: string): boolean {
+    return this.isUp(agent) && !this.isSilent(agent);
+  }
+
+  /** Whether an agent's stream is there but it does not answer. */
+  isSilent(agent: string): boolean {
+    return this.#streams.get(agent)?.silent ?? false;
+  }
+
+  /** Hosts of all agents that routes name, and whether they are left out: their agent is not reached, or silent. */
+  get hosts(): { host: string; agent: string; leftOut: boolean }[] {
+    const streams = [...this.#streams.values()].filter(({ wanted }) => wanted);
+    return streams.map(({ host, address: agent, up, silent }) => ({ host, agent, leftOut: !up || silent }));
   }
 
   /**

@@ -76,6 +76,8 @@ export class Checkpoints {
   readonly #making = new Set<string>();
   /** Folders that a newer checkpoint took the place of, but that instances may still read from. */
   readonly #retired = new Set<string>();
+  /** Folders that are being read, with the number of readers: they are not removed meanwhile. */
+  readonly #pins = new Map<string, number>();
 
   constructor(root: string, host: string, here: Fingerprint, log: Logger) {
     this.#root = root;
@@ -137,9 +139,9 @@ export class Checkpoints {
     return found;
   }
 
-  /** Removes replaced checkpoints that no instance reads from any more. */
+  /** Removes replaced checkpoints that no instance, nor anybody else, reads from any more. */
   async sweep(inUse: ReadonlySet<string>): Promise<void> {
-    for (const dir of [...this.#retired].filter((retired) => !inUse.has(retired))) {
+    for (const dir of [...this.#retired].filter((retired) => !inUse.has(retired) && !this.#pins.has(retired))) {
       this.#retired.delete(dir);
       this.#prefetcher.forget(dir);
       await rm(dir, { recursive: true, force: true });
@@ -186,14 +188,32 @@ export class Checkpoints {
       clocks: await readClocks(path.join(dir, IMAGES)),
       entries,
     };
+    return this.#settle(dir, spec, manifest, writeManifest(manifest));
+  }
+
+  /**
+   * Seals a folder with what was copied from another host, after making sure that it is, to the last byte, what its manifest
+   * says. Errors: CHECKPOINT_DAMAGED, CHECKPOINT_INCOMPATIBLE, DISK_FULL, the signal's reason.
+   */
+  async sealCopy(dir: string, text: string, signal: AbortSignal): Promise<Checkpoint> {
+    const manifest = readManifest(text, path.join(dir, MANIFEST));
+    const found = difference(manifest.entries, await readTree(dir, signal));
+    if (found) throw damaged(`the copy of ${manifest.service} in ${dir} is not what was sealed: ${found}`, dir);
+    const spec = JSON.parse(await readFile(path.join(dir, SPEC), 'utf8')) as OciSpec;
+    return this.#settle(dir, spec, manifest, text);
+  }
+
+  /** Everything on disk, the manifest, then the rename that makes a folder a checkpoint. */
+  async #settle(dir: string, spec: OciSpec, manifest: Manifest, text: string): Promise<Checkpoint> {
+    const { entries, revision } = manifest;
     await syncTree(dir, entries);
-    await writeFile(path.join(dir, MANIFEST), writeManifest(manifest), { mode: 0o400 });
+    await writeFile(path.join(dir, MANIFEST), text, { mode: 0o400 });
     await sync(path.join(dir, MANIFEST));
     await sync(dir);
     // Not where checkpoints are kept now: that may be on another disk, to which nothing can be renamed.
     const parent = path.dirname(dir);
     // Never the name of an earlier one: instances may be running on its layer.
-    const sealed = path.join(parent, `${facts.revision}-${Date.now().toString(36)}`);
+    const sealed = path.join(parent, `${revision}-${Date.now().toString(36)}`);
     await rename(dir, sealed);
     this.#making.delete(dir);
     await sync(parent);
@@ -201,6 +221,33 @@ export class Checkpoints {
     held.spec = spec;
     held.verified = signature(sealed, entries);
     return checkpointOnWire(manifest, this.#host, sealed, false);
+  }
+
+  /**
+   * The checkpoint of a revision to read from, its manifest's text with it: it is not removed before `release` is called.
+   * Errors: those of {@link use}.
+   */
+  async pin(
+    service: string,
+    revision: string,
+    signal?: AbortSignal,
+  ): Promise<{ dir: string; manifest: Manifest; text: string; release: () => void }> {
+    const { dir, manifest } = await this.use(service, revision, signal);
+    this.#pins.set(dir, (this.#pins.get(dir) ?? 0) + 1);
+    let pinned = true;
+    const release = () => {
+      if (!pinned) return;
+      pinned = false;
+      const readers = (this.#pins.get(dir) ?? 1) - 1;
+      if (readers === 0) this.#pins.delete(dir);
+      else this.#pins.set(dir, readers);
+    };
+    try {
+      return { dir, manifest, text: await readFile(path.join(dir, MANIFEST), 'utf8'), release };
+    } catch (error) {
+      release();
+      throw error;
+    }
   }
 
   /** Gives up a folder of {@link begin}. */
@@ -229,9 +276,7 @@ export class Checkpoints {
     }
     const { dir, manifest } = held;
     try {
-      const reason =
-        incompatibility(manifest.fingerprint, this.#here) ??
-        clocksAhead(manifest.clocks, await clocksHere(), this.#here.setsClocks);
+      const reason = this.misfit(manifest);
       if (reason) {
         throw new InitlessError('CHECKPOINT_INCOMPATIBLE', `checkpoint ${dir} cannot be restored here: ${reason}`, {
           subject: dir,
@@ -278,6 +323,11 @@ export class Checkpoints {
     const files = wantedFiles(path.join(dir, MEMORY), readTouched(await readFile(touched, 'utf8'), touched), index);
     const { bytes, ms, before } = await this.#prefetcher.prefetch(dir, files, signal);
     if (!before) this.#log.info({ service, revision, bytes, ms }, 'memory was read ahead');
+  }
+
+  /** Why a checkpoint that was made on another machine cannot be used on this one, or undefined when it can. */
+  misfit({ fingerprint, clocks }: Pick<Manifest, 'fingerprint' | 'clocks'>): string | undefined {
+    return incompatibility(fingerprint, this.#here) ?? clocksAhead(clocks, clocksHere(), this.#here.setsClocks);
   }
 
   /** Checks the digests of all that is held ahead of its use, one after the other; what fails is quarantined. */

@@ -14,14 +14,15 @@ import { guarded } from '../memory/guard.js';
 import { treeOf, unlessGone } from '../memory/kernel-view.js';
 import { dumpPreload } from '../runtime/criu.js';
 import type { DockerEngine } from '../runtime/docker.js';
-import { copyTree, layerLinks, unmountRootfs } from '../runtime/rootfs.js';
+import { copyTree, unmountRootfs } from '../runtime/rootfs.js';
 import type { Attached, Runc } from '../runtime/runc.js';
-import { type OciSpec, volumesOf, withoutReplaced } from '../runtime/spec.js';
+import { type OciSpec, volumesOf } from '../runtime/spec.js';
 import type { Checkpoints } from './checkpoints.js';
 import { mendTimers } from './clocks.js';
 import { IMAGES, LAYER, VOLUMES } from './manifest.js';
 import { settleMemory } from './memory.js';
 import { mayBeMapped } from './modes.js';
+import { recordOf } from './record.js';
 import type { RevisionRecord, Revisions } from './revisions.js';
 import { type Progress, startUntilReady, timed } from './start.js';
 import { takeOutTmpfs } from './tmpfs.js';
@@ -87,6 +88,30 @@ export class Maker {
     }
     const stages: StageTime[] = [];
     const record = await timed(stages, 'image', () => this.#image(command, config, progress, signal));
+    return this.#made(config, record, stages, progress, signal);
+  }
+
+  /**
+   * Makes a checkpoint of a revision whose image is on this host. One that CRIU cannot dump, or not restore, is kept without
+   * a checkpoint, with the problem. Errors: those of {@link prepare}, but for building.
+   */
+  makeFromImage(
+    config: ServiceConfig,
+    record: RevisionRecord,
+    progress: Progress,
+    signal: AbortSignal,
+  ): Promise<PreparedRevision> {
+    return this.#made(config, record, [], progress, signal);
+  }
+
+  async #made(
+    config: ServiceConfig,
+    record: RevisionRecord,
+    stages: StageTime[],
+    progress: Progress,
+    signal: AbortSignal,
+  ): Promise<PreparedRevision> {
+    const { revisions } = this.#parts;
     try {
       const checkpoint = await this.#checkpoint(config, record, stages, progress, signal);
       await revisions.put({ ...record, problem: undefined });
@@ -117,21 +142,7 @@ export class Maker {
       (line) => progress('image', line),
       signal,
     );
-    // Each revision keeps its layers under a name of its own; the user's checkpoint tag follows the newest.
-    const imageName = `initless-revision/${config.serviceName}:${command.revision}`;
-    await docker.tag(image.id, imageName.split(':')[0] as string, command.revision);
-    const env = Object.entries(config.env).map(([key, value]) => `${key}=${value}`);
-    const made = await docker.specOf(image, config.startCmd, env, config.serviceName, signal);
-    const targets = config.volumes.map(({ target }) => target);
-    return {
-      service: config.serviceName,
-      revision: command.revision,
-      imageId: image.id,
-      imageName,
-      spec: withoutReplaced(made, targets),
-      hostname: config.serviceName,
-      layers: await layerLinks(image.graph),
-    };
+    return recordOf(docker, config, command.revision, image, signal);
   }
 
   async #checkpoint(

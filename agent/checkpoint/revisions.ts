@@ -55,6 +55,11 @@ export class Revisions {
     return record;
   }
 
+  /** All records. */
+  list(): RevisionRecord[] {
+    return [...this.#records.values()];
+  }
+
   /** The record of a revision, if it was built here. */
   find(service: string, revision: string): RevisionRecord | undefined {
     return this.#records.get(keyOf(service, revision));

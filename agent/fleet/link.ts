@@ -17,6 +17,10 @@ import { PushStream } from '../../proto/rpc/push-stream.js';
 
 /** How often the whole state is reported when nothing changes. */
 const REPORT_MS = 5_000;
+/** A sign of life is sent this often, and answered. */
+const BEAT_MS = 1_000;
+/** A control plane that has said nothing for this long is not there any more, whatever the connection looks like. */
+const SILENT_MS = 6_000;
 /** Changes are reported this long after the first of them, so that a burst is one report. */
 const SETTLE_MS = 20;
 const MAX_PAUSE_MS = 2_000;
@@ -86,9 +90,17 @@ export class FleetLink {
     const session = new AbortController();
     const stop = () => session.abort(signal.reason);
     signal.addEventListener('abort', stop, { once: true });
-    const beat = setInterval(() => this.changed(), REPORT_MS);
+    const reports = setInterval(() => this.changed(), REPORT_MS);
+    let heardAt = performance.now();
+    const beats = setInterval(() => {
+      if (performance.now() - heardAt > SILENT_MS) {
+        const text = `the control plane on ${this.#address} has said nothing for ${SILENT_MS} ms`;
+        session.abort(new InitlessError('CONTROL_PLANE_DOWN', text));
+      } else this.#send({ message: { $case: 'heartbeat', value: {} } });
+    }, BEAT_MS);
     try {
       for await (const response of this.#client.connect(out, { signal: session.signal })) {
+        heardAt = performance.now();
         if (response.message?.$case === 'welcome') {
           const { settings } = response.message.value;
           const refused = settings && (await this.#use(settings));
@@ -106,8 +118,11 @@ export class FleetLink {
         }
       }
       throw new InitlessError('CONTROL_PLANE_DOWN', 'the control plane ended the stream');
+    } catch (error) {
+      throw session.signal.aborted && !signal.aborted ? session.signal.reason : error;
     } finally {
-      clearInterval(beat);
+      clearInterval(reports);
+      clearInterval(beats);
       signal.removeEventListener('abort', stop);
       this.#out = undefined;
       out.end();

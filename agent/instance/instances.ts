@@ -13,7 +13,7 @@ import { type Instance, isCurrent, isSettled, originText } from './instance.js';
 import { type Grant, instanceOf, type Lease, newLeaseId, reconcile } from './leases.js';
 import type { Reason } from './lifecycle.js';
 import type { Places } from './place.js';
-import { parkedWanted } from './pool.js';
+import { parkedWanted, runningAtMost } from './pool.js';
 import type { Starter } from './starter.js';
 
 /** How often idle and expired instances are looked for. */
@@ -60,6 +60,8 @@ export class Instances {
   /** What stops the watch over the daemon that fills an instance's memory. */
   readonly #fills = new Map<string, () => void>();
   #assignments = new Map<string, ServiceAssignment>();
+  /** Why instances of services that left end, where it is not that something newer took their place. */
+  readonly #left = new Map<string, Reason>();
   /** Revisions that are brought up to replace what serves. */
   readonly #preparing = new Set<ServiceAssignment>();
   #recycle = pLimit(4);
@@ -76,16 +78,31 @@ export class Instances {
   /**
    * Replaces what is served. Instances of a service that left, or of another revision, are removed once unleased; those
    * that stay take the configuration over.
+   *
+   * @param reasons why services leave, where it is not that something newer takes their place.
    */
-  assign(assignments: readonly ServiceAssignment[]): void {
+  assign(assignments: readonly ServiceAssignment[], reasons: ReadonlyMap<string, Reason> = new Map()): void {
+    for (const [service, reason] of reasons) this.#left.set(service, reason);
+    for (const { config } of assignments) this.#left.delete(config?.serviceName ?? '');
     this.#assignments = new Map(assignments.map((assignment) => [assignment.config?.serviceName ?? '', assignment]));
     for (const instance of this.#instances.values()) {
       const assignment = this.#assignments.get(instance.service);
       if (assignment && isCurrent(instance, assignment)) instance.assignment = assignment;
       else if (instance.leasesInUse === 0) this.#retireIfSuperseded(instance);
-      else this.#parts.onCalledBack?.([...instance.leases.keys()], 'superseded');
+      else this.#parts.onCalledBack?.([...instance.leases.keys()], this.#reasonToGo(instance));
     }
+    for (const assignment of this.#assignments.values()) this.#keepToShare(assignment);
     this.#parts.onReservable?.();
+  }
+
+  /** What is reserved beyond a share that has become smaller may not run any more: another host may run one in its place. */
+  #keepToShare(assignment: ServiceAssignment): void {
+    const starting = this.#starting.get(assignment.config?.serviceName ?? '') ?? 0;
+    const ours = this.list().filter((instance) => isCurrent(instance, assignment));
+    const reserved = ours.filter(({ state, reserved }) => state === 'parked' && reserved !== undefined);
+    const running = ours.filter(({ state }) => state === 'running' || state === 'draining').length;
+    const room = Math.max(0, runningAtMost(assignment) - running - starting);
+    for (const instance of reserved.slice(room)) this.retire(instance, 'drained');
   }
 
   /**
@@ -387,10 +404,18 @@ export class Instances {
     }
   }
 
-  /** Errors: EXHAUSTED when as many instances run, or are being started to run, as `max_pool_size` allows. */
+  /**
+   * Errors: EXHAUSTED when as many instances run, or are being started to run, as `max_pool_size` allows; ELSEWHERE when it
+   * is this host's share of them.
+   */
   #checkRoom(assignment: ServiceAssignment): void {
     if (this.#room(assignment) > 0) return;
     const { serviceName, maxPoolSize } = assignment.config as ServiceConfig;
+    if (assignment.pool?.elsewhere) {
+      const share = runningAtMost(assignment);
+      const text = `${serviceName}: this host's ${share} of ${maxPoolSize} instances are busy; other hosts have more`;
+      throw new InitlessError('ELSEWHERE', text, { subject: serviceName, nextStep: 'ask another host of the route' });
+    }
     throw new InitlessError('EXHAUSTED', `${serviceName}: all ${maxPoolSize} instances are busy (max_pool_size)`, {
       subject: serviceName,
       nextStep: "try again, or raise 'max_pool_size' or 'max_concurrency'",
@@ -402,11 +427,11 @@ export class Instances {
    * moment. So does what drains, but where the question is whether to take just that back.
    */
   #room(assignment: ServiceAssignment, draining = true): number {
-    const { serviceName, maxPoolSize } = assignment.config as ServiceConfig;
+    const { serviceName } = assignment.config as ServiceConfig;
     const counts = ({ state, reserved }: Instance) =>
       state === 'running' || (draining && state === 'draining') || (state === 'parked' && reserved !== undefined);
     const up = this.list().filter((instance) => isCurrent(instance, assignment) && counts(instance));
-    return Math.max(0, maxPoolSize - up.length - (this.#starting.get(serviceName) ?? 0));
+    return Math.max(0, runningAtMost(assignment) - up.length - (this.#starting.get(serviceName) ?? 0));
   }
 
   /** A new instance, within `max_pool_size`. Errors: EXHAUSTED, those of a start. */
@@ -560,7 +585,11 @@ export class Instances {
   #retireIfSuperseded(instance: Instance): void {
     if (!this.isSuperseded(instance)) return;
     if (!isSettled(instance) || [...this.#preparing].some((next) => isCurrent(instance, next))) return;
-    this.retire(instance, 'superseded');
+    this.retire(instance, this.#reasonToGo(instance));
+  }
+
+  #reasonToGo({ service }: Instance): Reason {
+    return this.#left.get(service) ?? 'superseded';
   }
 
   #drain(instance: Instance, reason: Reason): void {

@@ -321,7 +321,7 @@ export class LeaseService implements AgentServiceImplementation {
     } catch (error) {
       if (stop.signal.aborted) return;
       const failure = toInitlessError(error);
-      const retryAfterMs = failure.code === 'EXHAUSTED' ? RETRY_AFTER_MS : 0;
+      const retryAfterMs = ['EXHAUSTED', 'ELSEWHERE'].includes(failure.code) ? RETRY_AFTER_MS : 0;
       this.#send(stream, { $case: 'denied', value: { requestId, problem: problemOf(failure), retryAfterMs } });
       if (retryAfterMs > 0) this.#recall(service, gateway);
       else log.warn({ gateway, service, code: failure.code, error: failure.message }, 'lease denied');

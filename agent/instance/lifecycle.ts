@@ -74,6 +74,12 @@ const REASONS: Record<Reason, GoneReason> = {
   operator: GoneReason.GONE_REASON_OPERATOR,
 };
 
+/** A reason that came over the wire; what is not known is that something newer took the place. */
+export function reasonFromWire(reason: GoneReason): Reason {
+  const found = (Object.keys(REASONS) as Reason[]).find((one) => REASONS[one] === reason);
+  return found ?? 'superseded';
+}
+
 /** A state as it goes over the wire. */
 export function stateOnWire(state: State): InstanceState {
   return STATES[state];

@@ -33,6 +33,11 @@ export function parkedWanted(assignment: ServiceAssignment, instances: readonly 
   return Math.max(0, Math.min(pool.parked, pool.ready - running));
 }
 
+/** Instances of a service that may run on this host at a time: all of its pool, or this host's share. Pure. */
+export function runningAtMost({ config, pool }: ServiceAssignment): number {
+  return pool?.maxRunning ?? config?.maxPoolSize ?? 0;
+}
+
 /** What to do so that `target` instances are parked. Pure. Those that a person parked beyond it stay until they expire. */
 export function upkeep(target: number, parked: readonly Instance[], filling: number): Upkeep {
   const pooled = parked.filter((instance) => instance.pooled).sort((a, b) => a.parkedSince - b.parkedSince);

@@ -163,7 +163,7 @@ function kindOf(
   const before = kept.get(instance.service) ?? 0;
   if (before >= wanted) return 'surplus';
   kept.set(instance.service, before + 1);
-  return assignment?.pool ? 'auto' : 'fixed';
+  return assignment?.config?.preStartPoolAuto ? 'auto' : 'fixed';
 }
 
 function mebibytes(bytes: number): string {

@@ -85,6 +85,11 @@ export class SandboxPool implements Sandboxes {
     this.#upkeep();
   }
 
+  /** Has instances open no connection to other hosts' agents, "ADDRESS:PORT", from now on. Errors: INTERNAL. */
+  async useAgents(agents: readonly string[]): Promise<void> {
+    await this.#netns.forbidAgents(agents, this.#signal);
+  }
+
   /** How many there are of what. */
   counts(): SandboxCounts {
     return this.#ledger.counts();

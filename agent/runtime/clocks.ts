@@ -1,4 +1,5 @@
-import { mkdir, readdir, readFile, symlink } from 'node:fs/promises';
+import { readFileSync } from 'node:fs';
+import { mkdir, readdir, symlink } from 'node:fs/promises';
 import path from 'node:path';
 import type { CheckpointClocks } from '../../proto/gen/initless/v1/types.js';
 import { run } from './exec.js';
@@ -20,8 +21,8 @@ export function setsClocks(): Promise<boolean> {
 }
 
 /** What the clocks of this machine show. */
-export async function clocksHere(): Promise<CheckpointClocks> {
-  const uptime = Number((await readFile('/proc/uptime', 'utf8')).split(' ')[0]);
+export function clocksHere(): CheckpointClocks {
+  const uptime = Number(readFileSync('/proc/uptime', 'utf8').split(' ')[0]);
   return {
     monotonicMs: Math.floor(Number(process.hrtime.bigint() / 1_000_000n)),
     boottimeMs: Math.floor(uptime * 1000),

@@ -21,6 +21,8 @@ export interface ImageFacts {
   cmd: string[];
   /** Overlay2's folders. */
   graph: { UpperDir?: string; LowerDir?: string };
+  /** Digests of its layers as tar archives, "sha256:...", lowest first. */
+  layers: string[];
 }
 
 /** The host's Docker engine: it builds images, holds their layers and gives the specification; nothing else. */
@@ -90,7 +92,44 @@ export class DockerEngine {
       entrypoint: listOf(found.Config.Entrypoint),
       cmd: listOf(found.Config.Cmd),
       graph: found.GraphDriver.Data as unknown as ImageFacts['graph'],
+      layers: found.RootFS?.Layers ?? [],
     };
+  }
+
+  /** The layers of every image that is there, lowest first. Errors: ENGINE_DOWN. */
+  async heldLayers(): Promise<string[][]> {
+    const images = await this.#call('images', () => this.#docker.listImages());
+    const held: string[][] = [];
+    for (const { Id } of images) {
+      // One that was removed since holds nothing any more.
+      if (await this.hasImage(Id)) held.push((await this.image(Id)).layers);
+    }
+    return held;
+  }
+
+  /** An image as the tar archive that {@link load} takes. Errors: NOT_FOUND, ENGINE_DOWN; on the stream: the engine's. */
+  async save(id: string): Promise<Readable> {
+    return (await this.#call(`image ${id}`, () => this.#docker.getImage(id).get())) as Readable;
+  }
+
+  /** Takes an image in. Errors: DISK_FULL, ENGINE_DOWN, INTERNAL with the engine's words, the signal's reason. */
+  async load(archive: Readable, signal: AbortSignal): Promise<void> {
+    const stop = () => archive.destroy(signal.reason);
+    signal.addEventListener('abort', stop, { once: true });
+    try {
+      const answer = await this.#call('image archive', () => this.#docker.loadImage(archive, { quiet: true }));
+      await followBuild(answer as Readable, () => {}, signal);
+    } catch (cause) {
+      if (signal.aborted) throw signal.reason;
+      const { message } = cause as Error;
+      if (/no space left on device/i.test(message)) {
+        throw new InitlessError('DISK_FULL', `the host's engine has no room for an image: ${message}`, { cause });
+      }
+      if (cause instanceof InitlessError) throw cause;
+      throw new InitlessError('INTERNAL', `the host's engine does not take an image: ${message}`, { cause });
+    } finally {
+      signal.removeEventListener('abort', stop);
+    }
   }
 
   /** Whether an image is there. */

@@ -2,6 +2,7 @@ import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { ExecError, type Run, run as runProgram } from './exec.js';
 import {
+  agentRules,
   GATEWAY_MAC,
   hostRules,
   INNER_ADDRESS,
@@ -23,6 +24,8 @@ import { LOOK_SCRIPT, SYSCTLS } from './sandbox-look.js';
 export interface Netns {
   /** Replaces the host's rules and all leases in one step: connections over those in `kept` go on. */
   loadHostRules(settings: SandboxSettings, kept: readonly Lease[], signal?: AbortSignal): Promise<void>;
+  /** Has nothing in a sandbox open a connection to these, "ADDRESS:PORT", in place of those before. Errors: INTERNAL. */
+  forbidAgents(agents: readonly string[], signal?: AbortSignal): Promise<void>;
   /** Sandboxes of which there is a namespace or a link, whoever made it. */
   present(): number[];
   /** Makes a sandbox that no port leads to yet. When it fails, some of it may be there. Errors: INTERNAL, DEADLINE. */
@@ -62,6 +65,16 @@ export class KernelNetns implements Netns {
 
   async loadHostRules(settings: SandboxSettings, kept: readonly Lease[], signal?: AbortSignal): Promise<void> {
     await this.#run('nft', ['-f', '-'], { input: hostRules(settings, kept), label: 'loading the host rules', signal });
+  }
+
+  async forbidAgents(agents: readonly string[], signal?: AbortSignal): Promise<void> {
+    const options = {
+      input: agentRules(agents),
+      label: "closing the other hosts' agents",
+      signal,
+      timeoutMs: TIMEOUT_MS,
+    };
+    await this.#run('nft', ['-f', '-'], options);
   }
 
   present(): number[] {

@@ -107,6 +107,9 @@ table ip ${TABLE} {
     type inet_service : ipv4_addr . inet_service
     ${elements.length === 0 ? '' : `elements = { ${elements.join(', ')} }`}
   }
+  set agents {
+    type ipv4_addr . inet_service
+  }
   chain prerouting {
     type nat hook prerouting priority dstnat; policy accept;
     iifname "${PREFIX}*" return
@@ -130,9 +133,20 @@ table ip ${TABLE} {
     iifname "${PREFIX}*" ct state established,related accept
     iifname "${PREFIX}*" oifname "${PREFIX}*" drop
     iifname "${PREFIX}*" ip daddr { ${forbidden} } drop
+    iifname "${PREFIX}*" ip daddr . tcp dport @agents drop
   }
 }
 `;
+}
+
+/** What replaces the other hosts' agents, "ADDRESS:PORT" with IPv4 addresses; what is none of those is left out. */
+export function agentRules(agents: readonly string[]): string {
+  const elements = agents.flatMap((agent) => {
+    const [, address = '', port = ''] = /^([\d.]+):(\d{1,5})$/.exec(agent) ?? [];
+    return address !== '' ? [`${address} . ${port}`] : [];
+  });
+  const add = elements.length === 0 ? '' : `add element ip ${TABLE} agents { ${[...new Set(elements)].join(', ')} }\n`;
+  return `flush set ip ${TABLE} agents\n${add}`;
 }
 
 /** The rules inside sandbox `index`: a stateless one-to-one translation between its outer and its inner address. */

@@ -1,4 +1,4 @@
-import { InstanceState, MemoryMode, Origin, ServiceState } from '../../proto/gen/initless/v1/types.js';
+import { HostPhase, InstanceState, MemoryMode, Origin, ServiceState } from '../../proto/gen/initless/v1/types.js';
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
 
@@ -49,6 +49,11 @@ export function serviceStateWord(state: ServiceState): string {
 /** "running", "parked", ... */
 export function instanceStateWord(state: InstanceState): string {
   return word(InstanceState[state], 'INSTANCE_STATE_');
+}
+
+/** "ready", "away" or "lost". */
+export function hostPhaseWord(phase: HostPhase): string {
+  return word(HostPhase[phase], 'HOST_PHASE_');
 }
 
 /** "restored" or "cold". */

@@ -15,6 +15,7 @@ import { addInstanceCommands } from './commands/instance.js';
 import { addServiceCommands } from './commands/service.js';
 import { addServiceApplyCommands } from './commands/service-apply.js';
 import { addServiceLogsCommand } from './commands/service-logs.js';
+import { addServicePlacementCommands } from './commands/service-placement.js';
 import { addStatusCommand } from './commands/status.js';
 import { addTestCommand } from './commands/test.js';
 import { addUpCommand } from './commands/up.js';
@@ -65,6 +66,7 @@ function buildProgram(io: CliIo, register: Register): Command {
   const service = program.command('service').description('services: what is deployed');
   addServiceApplyCommands(service, register);
   addServiceCommands(service, register);
+  addServicePlacementCommands(service, register);
   addServiceLogsCommand(service, register);
   addInstanceCommands(
     program.command('instance').description("instances: services' running or parked processes"),

@@ -13,8 +13,10 @@ export interface Project {
     grpc: number;
     /** Control plane, HTTP: /healthz and /readyz. */
     http: number;
-    /** Gateway, HTTP: the same two. */
+    /** First gateway, HTTP: the same two. The others' follow on the same port of 127.0.0.2 and so on. */
     gatewayHttp: number;
+    /** Redis, where `initless up --redis` keeps one. */
+    redis: number;
   };
   /** Folder of everything the project keeps on the machine. */
   stateDir: string;
@@ -37,7 +39,7 @@ export function projectOf(flags: { project?: string; portBase?: number }, env: N
   const state = stateDir(name);
   return {
     name,
-    ports: { grpc: base, http: base + 1, gatewayHttp: base + 4 },
+    ports: { grpc: base, http: base + 1, gatewayHttp: base + 4, redis: base + 9 },
     stateDir: state,
     runDir: join(state, 'run'),
   };

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings the machine to where the project can run: Debian packages, npm packages, the built code. What is there is left
-# alone, so that a second run takes no time. `--test` also gets what only the tests use.
+# alone, so that a second run takes no time. `--redis` also gets Redis, `--test` that and what only the tests use.
 # A step that fails says which, why, and what to do; then the exit code is 1.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -10,10 +10,12 @@ CACHE=/var/cache/initless
 GRPCURL=github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
 
 want_tests=
+want_redis=
 for argument in "$@"; do
   case $argument in
-    --test) want_tests=yes ;;
-    *) echo "setup: unknown option $argument; the only one is --test" >&2; exit 1 ;;
+    --test) want_tests=yes want_redis=yes ;;
+    --redis) want_redis=yes ;;
+    *) echo "setup: unknown option $argument; there are --test and --redis" >&2; exit 1 ;;
   esac
 done
 
@@ -60,6 +62,7 @@ missing_packages() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || echo "$package"
   done
   if ! command -v dockerd > /dev/null; then echo docker.io; fi
+  if [ -n "$want_redis" ] && ! command -v redis-server > /dev/null; then echo redis-server; fi
 }
 
 install_packages() {
@@ -84,6 +87,10 @@ install_packages() {
   if ! command -v docker > /dev/null && [ -n "$(apt-cache --quiet=2 search --names-only '^docker-cli$')" ]; then set -- "$@" docker-cli; fi
   DEBIAN_FRONTEND=noninteractive quietly 900 apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends "$@" \
     || fail 'the installation of Debian packages' 'apt-get install failed, see above' "make this work, then try again: apt-get install $*"
+  # Ours is started with a port and a folder of its own; the package's, with its port for all, was not asked for.
+  case " $* " in
+    *' redis-server '*) if [ -d /run/systemd/system ]; then systemctl disable --now redis-server > /dev/null 2>&1 || say 'redis-server could not be stopped'; fi ;;
+  esac
 }
 
 # Whether what npm installed is what package-lock.json says; optional packages for other platforms may be missing.

@@ -5,6 +5,7 @@
 
 /** Defaults of `settings.yaml`. */
 export const SETTINGS_DEFAULTS = {
+  redis_port: 6_379,
   /** First and last port of a host that instances lease. */
   reserved_ports: [20_000, 20_999] as readonly [number, number],
   /** Folder on a host, on Docker's volume, that holds checkpoints. */

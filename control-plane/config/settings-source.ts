@@ -66,6 +66,8 @@ function applyEnvironment(settings: ParsedSettings['settings'], source: Settings
     if (key === 'code_dir') settings.codeDir = resolve(source.cwd, given.codeDir);
     else if (key === 'checkpoint_dir') settings.checkpointDir = given.checkpointDir;
     else if (key === 'reserved_ports') settings.reservedPorts = given.reservedPorts;
+    else if (key === 'redis_host') settings.redisHost = given.redisHost;
+    else if (key === 'redis_port') settings.redisPort = given.redisPort;
     else if (key === 'recycle_workers') settings.recycleWorkers = given.recycleWorkers;
     else if (key === 'host_timeout') settings.hostTimeout = given.hostTimeout;
     else if (key === 'keep_revisions') settings.keepRevisions = given.keepRevisions;

@@ -78,6 +78,9 @@ export type PoolSettings = {
 export interface Settings {
   /** First and last port of a host that instances lease. */
   reservedPorts: readonly [number, number];
+  /** Redis that holds the state. Empty: it is in the embedded store. */
+  redisHost: string;
+  redisPort: number;
   /** Folder that services are read from. Empty: none. */
   codeDir: string;
   /** Folder on a host that holds checkpoints. */
@@ -115,8 +118,8 @@ export function parseSettings(text: string | undefined, file: string): ParsedSet
   const warn = (key: keyof typeof output, text: string) => {
     if (output[key] !== undefined) warnings.push(`${file}:${yaml.lineOf([key])}: ${key}: ${text}`);
   };
-  warn('redis_host', 'the embedded store is used; Redis is not supported yet');
-  warn('redis_port', 'the embedded store is used; Redis is not supported yet');
+  if (output.redis_host === undefined)
+    warn('redis_port', 'has no effect without redis_host: the embedded store is used');
   warn('runc_watchdog_host', 'has no effect: no patched runc is needed');
   warn('runc_watchdog_port_base', 'has no effect: no patched runc is needed');
   const checkpointDir = posix.normalize(output.checkpoint_dir ?? SETTINGS_DEFAULTS.checkpoint_dir);
@@ -130,6 +133,8 @@ export function parseSettings(text: string | undefined, file: string): ParsedSet
   return {
     settings: {
       reservedPorts: output.reserved_ports ?? SETTINGS_DEFAULTS.reserved_ports,
+      redisHost: output.redis_host ?? '',
+      redisPort: output.redis_port ?? SETTINGS_DEFAULTS.redis_port,
       codeDir: output.code_dir ?? '',
       checkpointDir: checkpointDir.replace(/\/$/, ''),
       recycleWorkers: output.recycle_workers ?? SETTINGS_DEFAULTS.recycle_workers,

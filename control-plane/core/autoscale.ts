@@ -68,6 +68,8 @@ interface Source {
   stretch: number;
   mostInUse: number;
   mostTaken: number;
+  /** Instances that held leases when it was last heard of. */
+  inUse: number;
 }
 
 /** What is remembered of a service's use. Times are milliseconds since 1970. */
@@ -111,31 +113,36 @@ export function observe(history: History | undefined, report: UseReport, now: nu
   const before = history ?? newHistory(now);
   const known = before.sources.find((source) => source.id === report.source);
   const seenAt = Math.max(0, ...before.sources.map((source) => source.at));
-  const inUse = report.inUse > 0;
-  const usedAt = inUse ? now : now - report.idleMs;
-  const used = inUse || report.arrivals > 0;
+  const usedNow = report.inUse > 0;
+  const usedAt = usedNow ? now : now - report.idleMs;
+  const used = usedNow || report.arrivals > 0;
   const lastUse = Math.min(now, used ? Math.max(before.lastUse, usedAt) : before.lastUse);
-  const isNew = inUse || report.arrivals > (known?.arrivals ?? 0);
+  const isNew = usedNow || report.arrivals > (known?.arrivals ?? 0);
   const watched = history !== undefined && now - seenAt <= BLIND_MS;
   const pause = Math.max(usedAt, seenAt) - before.lastUse;
   const paused = isNew && watched && pause >= BIN_MS;
   const { stretch, mostInUse, mostTaken } = report;
-  const source: Source = { id: report.source, at: now, arrivals: report.arrivals, stretch, mostInUse, mostTaken };
+  const { source: id, arrivals } = report;
+  const source: Source = { id, at: now, arrivals, stretch, mostInUse, mostTaken, inUse: report.inUse };
   const others = before.sources.filter((one) => one !== known);
-  const live = others.filter((one) => now - one.at <= BLIND_MS);
+  // A host whose agent was started anew is not two hosts.
+  const host = `${report.source.split(' ')[0]} `;
+  const live = others.filter((one) => now - one.at <= BLIND_MS && !one.id.startsWith(host));
   // The figures of a stretch are final once the next one has begun, or its agent has gone.
   const over = [...others.filter((one) => !live.includes(one)), ...(known && known.stretch !== stretch ? [known] : [])];
+  // Hosts share a service's requests: what one of them needed was needed beside what the others did.
+  const beside = (key: 'mostInUse' | 'mostTaken') => live.reduce((sum, one) => sum + one[key], 0);
   return {
     lastUse,
-    inUse,
+    inUse: [...live, source].some((one) => one.inUse > 0),
     ...(paused ? withPause(before, Math.floor(pause / BIN_MS)) : { bins: before.bins, beyond: before.beyond }),
     bursts: withSizes(
       before.bursts,
-      over.map((one) => one.mostTaken),
+      over.map((one) => (one.mostTaken > 0 ? one.mostTaken + beside('mostTaken') : 0)),
     ),
     peaks: withSizes(
       before.peaks,
-      over.map((one) => one.mostInUse),
+      over.map((one) => (one.mostInUse > 0 ? one.mostInUse + beside('mostInUse') : 0)),
     ),
     sources: [...live, source].slice(-MAX_SOURCES),
   };
@@ -155,8 +162,10 @@ function withSizes(sizes: readonly number[], more: readonly number[]): readonly 
 /** What the pool of a service with this history is to hold; never more than `maxPoolSize`. */
 export function target(history: History, limits: { maxPoolSize: number }, now: number): Target {
   const { from, to, why } = windowOf(history);
-  const size = (closed: readonly number[], open: readonly number[]) =>
-    Math.max(1, quantile([...closed, ...open.filter((size) => size > 0)], BURSTS_MET));
+  const size = (closed: readonly number[], open: readonly number[]) => {
+    const together = sum(open);
+    return Math.max(1, quantile(together > 0 ? [...closed, together] : closed, BURSTS_MET));
+  };
   const burst = size(
     history.bursts,
     history.sources.map((source) => source.mostTaken),
@@ -253,7 +262,12 @@ const FORM = z.object({
   bursts: z.array(count).max(MAX_BURSTS),
   peaks: z.array(count).max(MAX_BURSTS),
   sources: z
-    .array(z.object({ id: z.string(), at: count, arrivals: count, stretch: count, mostInUse: count, mostTaken: count }))
+    .array(
+      z.object({
+        ...{ id: z.string(), at: count, arrivals: count, stretch: count, mostInUse: count, mostTaken: count },
+        inUse: count.default(0),
+      }),
+    )
     .max(MAX_SOURCES),
 });
 

@@ -34,7 +34,15 @@ export function accept(
   const fresh = { id, contextDigest: incoming.contextDigest, createdAt: now, config };
   const base = { name: config.serviceName, source, config, folder, folderGone: false, removed: false };
   if (existing === undefined || existing.removed) {
-    return { record: { ...base, updatedAt: now, host: '', pending: { ...fresh, making: WANTED } }, changed: true };
+    const record: ServiceRecord = {
+      ...base,
+      updatedAt: now,
+      host: '',
+      hosts: [],
+      previous: [],
+      pending: { ...fresh, making: WANTED },
+    };
+    return { record, changed: true };
   }
   const next: ServiceRecord = { ...existing, ...base };
   const { current, pending } = existing;
@@ -42,6 +50,11 @@ export function accept(
     delete next.pending;
     const failed = current.making?.kind === 'failed' || (current.problem !== undefined && !current.making);
     if (explicit && failed) next.current = { ...current, making: { ...WANTED, force: true } };
+    // Whoever applies what serves wants it to go on so.
+    if (explicit) delete next.rolledBack;
+  } else if (existing.rolledBack && !explicit && existing.previous.some((one) => one.id === id)) {
+    // Somebody went back from it; that it is still in its folder does not undo that.
+    return { record: existing, changed: false };
   } else if (pending?.id === id) {
     if (explicit && pending.making.kind === 'failed') next.pending = { ...pending, making: WANTED };
   } else {
@@ -75,6 +88,8 @@ export type MakingResult =
   /** We stopped it. */
   | { kind: 'cancelled' };
 
+/** Earlier revisions that a record names at most; how many are kept on hosts is a setting. */
+const MAX_PREVIOUS = 100;
 /** Pauses before a build that was cut short is begun again, by the number of times that it was. */
 const RETRY_AFTER_MS = [2_000, 10_000, 30_000];
 
@@ -93,12 +108,44 @@ export function applyMaking(
   const { making: _, ...base } = pending;
   const made: MadeRevision = { ...base, imageId: result.imageId, host, madeAt: now };
   if (result.problem !== undefined) made.problem = result.problem;
-  const { pending: __, ...rest } = record;
-  return { ...rest, current: made, ...(current === undefined ? {} : { previous: withoutMaking(current) }) };
+  const { pending: __, rolledBack: ___, ...rest } = record;
+  return { ...rest, current: made, previous: withPrevious(record.previous, current, made.id) };
+}
+
+/** The latest first, each once, without what serves. */
+function withPrevious(
+  previous: readonly MadeRevision[],
+  last: MadeRevision | undefined,
+  serves: string,
+): MadeRevision[] {
+  const all = last === undefined ? previous : [withoutMaking(last), ...previous];
+  const ids = all.map((one) => one.id);
+  return all.filter((one, index) => one.id !== serves && ids.indexOf(one.id) === index).slice(0, MAX_PREVIOUS);
+}
+
+/**
+ * What becomes of a service's record when somebody goes back to an earlier revision. Undefined: there is none of that id.
+ *
+ * @param revision Empty: the one that served before.
+ */
+export function rollBack(record: ServiceRecord, revision: string, now: number): ServiceRecord | undefined {
+  const { pending: _, ...rest } = record;
+  const earlier = record.previous.find((one) => revision === '' || one.id === revision);
+  if (earlier === undefined) return undefined;
+  const previous = withPrevious(record.previous, record.current, earlier.id);
+  return { ...rest, current: earlier, previous, rolledBack: true, updatedAt: now };
+}
+
+/** What becomes of it when a host that has its current revision is back before it was made again. */
+export function keepMade(record: ServiceRecord): ServiceRecord {
+  return record.current === undefined ? record : { ...record, current: withoutMaking(record.current) };
 }
 
 function remade(current: MadeRevision, host: string, result: MakingResult, now: number): MadeRevision {
-  if (result.kind !== 'made') return { ...current, making: next(current.making ?? WANTED, result, now) };
+  if (result.kind !== 'made') {
+    // What is not to be made again any more ended in vain, and nothing is to be done about it.
+    return current.making === undefined ? current : { ...current, making: next(current.making, result, now) };
+  }
   const keepsCheckpoint = current.problem === undefined && current.host === host;
   if (result.problem !== undefined && keepsCheckpoint) {
     // The checkpoint that is there is better than none.

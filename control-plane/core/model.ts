@@ -1,4 +1,4 @@
-import type { ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
+import type { HeldRevision, ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
 import type {
   Checkpoint,
   EngineStatus,
@@ -71,14 +71,18 @@ export interface ServiceRecord {
   removed: boolean;
   /** When it was last changed by a person. */
   updatedAt: number;
-  /** Host it is placed on. Empty: none yet. */
+  /** Host that makes its revisions; one of `hosts`. Empty: none yet. */
   host: string;
+  /** Hosts it is placed on; the first is the one that requests are sent to first. */
+  hosts: readonly string[];
   /** The revision that serves. */
   current?: MadeRevision;
   /** The revision that is to replace it. */
   pending?: PendingRevision;
-  /** The revision that served before. */
-  previous?: MadeRevision;
+  /** Revisions that served before, the latest first. */
+  previous: readonly MadeRevision[];
+  /** Somebody went back to an earlier revision: what is merely read again does not take its place. */
+  rolledBack?: true;
 }
 
 /** A host as it is stored: what a gateway needs to reach its agent while the control plane does not. */
@@ -86,13 +90,21 @@ export interface HostRecord {
   name: string;
   /** Where gateways ask its agent for leases, "ADDRESS:PORT". */
   leaseAddress: string;
+  /** Random, made at its agent's first start. Empty: not known. */
+  identity: string;
+  /** It gets no new services and no new copies. */
+  cordoned: boolean;
+  /** Since when it is being drained. */
+  drainingSince?: number;
+  /** Services that can go nowhere else lose their place on it too. */
+  drainForced?: true;
 }
 
 /** A host as it is now. */
 export interface HostState extends HostRecord {
   /** Whether its agent is connected. */
   connected: boolean;
-  /** When its agent connected, or was lost, or when the control plane started if it has not been seen since. */
+  /** When its agent connected, or was last heard of, or when the control plane started if it has not been seen since. */
   since: number;
   /** Whether it has reported since it connected; if not, the report below is of an earlier connection. */
   reported: boolean;
@@ -102,7 +114,11 @@ export interface HostState extends HostRecord {
   assignments: readonly ServiceAssignment[];
   /** Services whose named volumes it keeps. */
   volumeServices: readonly string[];
+  /** Revisions whose images it holds. */
+  revisions: readonly HeldRevision[];
   memoryAvailable: number;
+  /** Ports that can still be leased to instances. */
+  portsFree: number;
   agentVersion: string;
   fingerprint: Fingerprint | undefined;
   cpus: number;
@@ -114,10 +130,10 @@ export interface HostState extends HostRecord {
 /** A command that was sent because {@link Snapshot} asked for it, and has not ended. */
 export interface Work {
   id: string;
-  kind: 'prepare' | 'assign' | 'withdraw' | 'deleteRevisions';
+  kind: 'prepare' | 'copy' | 'assign' | 'withdraw' | 'deleteRevisions';
   service: string;
   host: string;
-  /** Of a prepare: its revision. */
+  /** Of a prepare or a copy: its revision. */
   revision: string;
   /** It was told to stop. */
   cancelled: boolean;
@@ -129,6 +145,8 @@ export interface PoolPlan {
   parked: number;
   /** Instances parked and running together. */
   ready: number;
+  /** What each host has memory for; hosts that are not in it have no bound. */
+  perHost: ReadonlyMap<string, number>;
   /** How likely they are to be needed soon, 0 to 4. */
   usefulness: number;
   /** Why, for people. */
@@ -144,6 +162,19 @@ export interface Snapshot {
   cooldowns: ReadonlyMap<string, number>;
   /** Plans for pools that follow their use, by service. */
   pools: ReadonlyMap<string, PoolPlan>;
+  /** Memory of its own that a parked instance holds, bytes, by service; measured. */
+  memory: ReadonlyMap<string, number>;
+  policy: Policy;
+  /** The store has lost what was in it: a service that it does not know may be one that hosts still serve rightly. */
+  recovering?: boolean;
+}
+
+/** Settings that decisions depend on. */
+export interface Policy {
+  /** A host that has been away for this long is lost, milliseconds. */
+  hostTimeoutMs: number;
+  /** Earlier revisions kept for a rollback. */
+  keepRevisions: number;
 }
 
 /** What a cooldown is known by. */

@@ -1,5 +1,6 @@
 import type { Target } from './autoscale.js';
 import type { PoolPlan } from './model.js';
+import { divide } from './shares.js';
 
 /**
  * A plan becomes smaller only after smaller has been right for this long, milliseconds: less than a minute, so that an
@@ -18,8 +19,8 @@ const NEW_SHARE = 0.9;
 /** A service whose pool follows its use, and what it wants. */
 export interface Wish {
   service: string;
-  /** Host that serves it. Empty: none. */
-  host: string;
+  /** Hosts that serve it, in order. */
+  hosts: readonly string[];
   target: Target;
   /** Instances running at most. */
   maxPoolSize: number;
@@ -38,7 +39,7 @@ export function memoryBudget(host: { memoryTotal: number; memoryAvailable: numbe
 }
 
 /**
- * What each pool is to hold: what it wants, slow to shrink, within the memory of its host.
+ * What each pool is to hold: what it wants, slow to shrink, split over its hosts, within the memory of each.
  *
  * @param before the plans in force; what they have is kept where that can be.
  * @param budgets bytes for parked instances, by host. A host that is not in it has no bound.
@@ -50,28 +51,35 @@ export function planPools(
   now: number,
 ): Map<string, Planned> {
   const plans = new Map(wishes.map((wish) => [wish.service, settle(before.get(wish.service), wish, now)]));
+  const parts = new Map(wishes.map((wish) => [wish.service, split(wish.hosts, plans.get(wish.service)!.parked)]));
   for (const [host, budget] of budgets) {
     const pools = wishes
-      .filter((wish) => wish.host === host)
+      .filter((wish) => wish.hosts.includes(host))
       .map((wish) => ({
         service: wish.service,
-        parked: plans.get(wish.service)!.parked,
-        held: before.get(wish.service)?.parked ?? 0,
+        parked: parts.get(wish.service)!.get(host)!,
+        held: before.get(wish.service)?.perHost.get(host) ?? 0,
         memory: wish.memory,
         chance: wish.target.chance,
       }));
     for (const [service, parked] of shareMemory(pools, budget)) {
+      const wanted = parts.get(service)!.get(host)!;
+      if (parked === wanted) continue;
+      parts.get(service)!.set(host, parked);
       const plan = plans.get(service)!;
-      if (parked === plan.parked) continue;
-      const reason = `${plan.reason}; ${plan.parked} wanted, but ${host} has memory for ${parked}`;
-      plans.set(service, { ...plan, parked, reason });
+      const reason = `${plan.reason}; ${wanted} wanted on ${host}, but it has memory for ${parked}`;
+      plans.set(service, { ...plan, parked: plan.parked - wanted + parked, reason });
     }
   }
-  return plans;
+  return new Map([...plans].map(([service, plan]) => [service, { ...plan, perHost: parts.get(service)! }]));
+}
+
+function split(hosts: readonly string[], total: number): Map<string, number> {
+  return new Map(divide(total, hosts.length).map((count, index) => [hosts[index]!, count]));
 }
 
 /** Grows at once, shrinks late: a service that is used every other minute is not to park and remove every other minute. */
-function settle(before: Planned | undefined, { target, maxPoolSize }: Wish, now: number): Planned {
+function settle(before: Planned | undefined, { target, maxPoolSize }: Wish, now: number): Omit<Planned, 'perHost'> {
   const { parked, ready, reason } = target;
   const wanted = { parked, ready, usefulness: parked === 0 ? 0 : usefulness(target.chance), reason };
   if (before === undefined) return { ...wanted, lowerSince: undefined };

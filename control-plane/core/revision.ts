@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { PoolShare, type ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
 import { ServiceConfig } from '../../proto/gen/initless/v1/types.js';
 import { canonicalJson } from './canonical.js';
-import type { MadeRevision, PoolPlan, ServiceRecord } from './model.js';
+import type { MadeRevision, ServiceRecord } from './model.js';
 
 /**
  * The one place that says which keys make a revision: a change in one of them means another image, another process when
@@ -46,8 +46,19 @@ export function revisionId(content: string, config: ServiceConfig): string {
   return createHash('sha256').update(text).digest('hex').slice(0, 12);
 }
 
+const effective = new WeakMap<ServiceRecord, WeakMap<object, ServiceConfig>>();
+
 /** The configuration that a revision serves with: its own keys as they were, all others as they are now. */
 export function effectiveConfig(record: ServiceRecord, revision: { config: ServiceConfig }): ServiceConfig {
+  // Asked for with every look at a service; neither is ever changed, only replaced.
+  const known = effective.get(record) ?? new WeakMap<object, ServiceConfig>();
+  effective.set(record, known);
+  const config = known.get(revision) ?? makeEffective(record, revision);
+  known.set(revision, config);
+  return config;
+}
+
+function makeEffective(record: ServiceRecord, revision: { config: ServiceConfig }): ServiceConfig {
   const own = revision.config.healthCheck;
   return {
     ...record.config,
@@ -63,32 +74,37 @@ export function effectiveConfig(record: ServiceRecord, revision: { config: Servi
 /**
  * What a host is told to serve.
  *
- * @param plan what to hold parked, of a service whose pool follows its use. It is no part of the configuration: a change
- * of it is told to the host and to nobody else, and makes no revision.
+ * @param share its share of the pool. It is no part of the configuration: a change of it is told to the host and to nobody
+ * else, and makes no revision. The only host of a pool of a configured size needs none.
  */
-export function assignmentOf(record: ServiceRecord, current: MadeRevision, plan?: PoolPlan): ServiceAssignment {
+export function assignmentOf(record: ServiceRecord, current: MadeRevision, share?: PoolShare): ServiceAssignment {
   const config = effectiveConfig(record, current);
-  const share = plan && {
-    parked: plan.parked,
-    ready: plan.ready,
-    usefulness: plan.usefulness,
-    maxRunning: config.maxPoolSize,
-    elsewhere: false,
-  };
-  const pool = config.preStartPoolAuto ? share : undefined;
-  return { config, revision: current.id, imageId: current.imageId, pool };
+  const isWhole = !share?.elsewhere && share?.maxRunning === config.maxPoolSize && !config.preStartPoolAuto;
+  return { config, revision: current.id, imageId: current.imageId, pool: isWhole ? undefined : share };
 }
 
 /** Whether two assignments say the same. */
 export function sameAssignment(a: ServiceAssignment, b: ServiceAssignment): boolean {
-  const share = (pool: PoolShare | undefined) => (pool ? canonicalJson(PoolShare.toJSON(pool)) : '');
-  const same = a.revision === b.revision && a.imageId === b.imageId && share(a.pool) === share(b.pool);
+  const same = a.revision === b.revision && a.imageId === b.imageId && sameShare(a.pool, b.pool);
   return same && sameConfig(a.config, b.config);
 }
 
+function sameShare(a: PoolShare | undefined, b: PoolShare | undefined): boolean {
+  return a === b || (a !== undefined && b !== undefined && SHARE_KEYS.every((key) => a[key] === b[key]));
+}
+
+const SHARE_KEYS = Object.keys(PoolShare.create()) as (keyof PoolShare)[];
+
 /** Whether two configurations say the same. */
 export function sameConfig(a: ServiceConfig | undefined, b: ServiceConfig | undefined): boolean {
-  const text = (config: ServiceConfig | undefined) =>
-    config === undefined ? '' : canonicalJson(ServiceConfig.toJSON(config));
-  return text(a) === text(b);
+  return a === b || textOf(a) === textOf(b);
+}
+
+const texts = new WeakMap<ServiceConfig, string>();
+
+function textOf(config: ServiceConfig | undefined): string {
+  if (config === undefined) return '';
+  const text = texts.get(config) ?? canonicalJson(ServiceConfig.toJSON(config));
+  texts.set(config, text);
+  return text;
 }

@@ -1,9 +1,11 @@
-import type { ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
+import type { CopySource, ServiceAssignment } from '../../proto/gen/initless/v1/fleet.js';
+import { GoneReason } from '../../proto/gen/initless/v1/types.js';
+import { assignmentAt, hasCheckpoint, holders, holds, phaseOf } from './hosts.js';
+import { hostsAround, type Load, lookup, ofService, workOn } from './lookup.js';
 import {
   type HostState,
   isEnabled,
   isKnown,
-  type MadeRevision,
   type Making,
   type ServiceRecord,
   type Snapshot,
@@ -11,31 +13,37 @@ import {
   type Work,
   workKey,
 } from './model.js';
+import { placementOf } from './placement.js';
 import { assignmentOf, sameAssignment } from './revision.js';
+import { sharesOf } from './shares.js';
 
 /** One thing to do next. Carrying it out changes the snapshot, so that it is not decided on again. */
 export type Decision =
-  /** Place a service on a host from now on. */
-  | { type: 'place'; service: string; host: string }
-  /** Make the current revision again: its host is another one, or has lost or quarantined its checkpoint. */
+  /** Place a service on hosts from now on; `maker` makes its revisions. */
+  | { type: 'place'; service: string; maker: string; hosts: string[] }
+  /** Make the current revision again: no host that is there has it, or its checkpoint is quarantined. */
   | { type: 'remake'; service: string; force: boolean }
+  /** Make it again no more: a host that has it is back. */
+  | { type: 'keep'; service: string }
   /** Have a host make a revision. */
   | { type: 'prepare'; service: string; host: string; revision: string; force: boolean }
+  /** Have a host get a revision from others. */
+  | { type: 'copy'; service: string; host: string; revision: string; sources: CopySource[] }
   /** Stop a command. */
   | { type: 'cancel'; work: string }
   /** Have a host serve a service. */
   | { type: 'assign'; service: string; host: string; assignment: ServiceAssignment }
   /** Have a host stop serving a service. */
-  | { type: 'withdraw'; service: string; host: string }
+  | { type: 'withdraw'; service: string; host: string; reason: GoneReason }
   /** Have a host remove what it holds of a service but some revisions; of a removed one its named volumes too. */
   | { type: 'deleteRevisions'; service: string; host: string; keep: string[]; removed: boolean }
   /** Forget a removed service. */
   | { type: 'forget'; service: string };
 
-/** A host that is away for longer has its services made elsewhere, where there is an elsewhere. */
-export const HOST_GRACE_MS = 30_000;
 /** Builds on a host at a time. */
 const BUILDS_PER_HOST = 2;
+/** Copies that a host takes, and gives, at a time. */
+const COPIES_PER_HOST = 2;
 /** A host's report may be behind what it has just done by this much. */
 const REPORT_LAG_MS = 10_000;
 /** A checkpoint that went missing right after it was made is not made again before this. */
@@ -48,26 +56,26 @@ const FORGET_MS = 7 * 24 * 3_600_000;
  * and nothing else happens, it comes to decide nothing.
  */
 export function schedule(snapshot: Snapshot, now: number): Decision[] {
-  const hosts = new Map(snapshot.hosts.map((host) => [host.name, host]));
-  const builds = new Map<string, number>();
-  for (const work of snapshot.work) {
-    if (work.kind === 'prepare') builds.set(work.host, (builds.get(work.host) ?? 0) + 1);
-  }
+  const { hosts } = lookup(snapshot);
+  const loads = new Loads(snapshot.work);
   const decisions: Decision[] = [];
+  /** Services that are just being placed anew: what is on their hosts is judged by where they are then. */
+  const moved = new Set<string>();
   for (const record of snapshot.services) {
     const view = { record, hosts, snapshot, now };
     if (isEnabled(record)) {
-      const placed = place(view);
+      const placed = place(view, loads);
       if (placed !== undefined) {
         decisions.push(placed);
+        moved.add(record.name);
         continue;
       }
-      decisions.push(...remake(view), ...cancel(view), ...build(view, builds), ...assign(view));
+      decisions.push(...remake(view), ...cancel(view), ...build(view, loads), ...copy(view, loads), ...assign(view));
     } else {
       decisions.push(...cancel(view));
     }
   }
-  for (const host of snapshot.hosts) if (isKnown(host)) decisions.push(...tidy(host, snapshot, now));
+  for (const host of snapshot.hosts) if (isKnown(host)) decisions.push(...tidy(host, moved, snapshot, now));
   decisions.push(...forget(snapshot, hosts, now));
   return decisions;
 }
@@ -79,57 +87,84 @@ interface View {
   now: number;
 }
 
-/** A service stays where it is, unless its host is away for long and another one is there. */
-function place({ record, hosts, snapshot, now }: View): Decision | undefined {
-  const { current } = record;
-  const maker = current && hosts.get(current.host);
-  if (current && current.host !== record.host && maker?.connected) {
-    // It came back before another host had made the revision: it goes on serving.
-    return { type: 'place', service: record.name, host: current.host };
+/** Builds, copies and services on each host, those included that were just decided on. */
+class Loads {
+  readonly #builds = new Map<string, number>();
+  readonly #copies = new Map<string, number>();
+  /** Services that were just placed. */
+  readonly placed = new Map<string, Load>();
+
+  constructor(work: readonly Work[]) {
+    for (const { kind, host } of work) {
+      if (kind === 'prepare') add(this.#builds, host);
+      if (kind === 'copy') add(this.#copies, host);
+    }
   }
-  const home = hosts.get(record.host);
-  if (home?.connected) return undefined;
-  if (home !== undefined && now - home.since < HOST_GRACE_MS) return undefined;
-  const best = choose(record, snapshot);
-  return best === undefined ? undefined : { type: 'place', service: record.name, host: best };
+
+  /** A service is placed anew. */
+  place(before: readonly string[], after: readonly string[]): void {
+    for (const [index, host] of after.entries()) {
+      const known = this.placed.get(host) ?? { placed: 0, first: 0 };
+      const isNew = before.includes(host) ? 0 : 1;
+      const isFirst = index === 0 && before[0] !== host ? 1 : 0;
+      this.placed.set(host, { placed: known.placed + isNew, first: known.first + isFirst });
+    }
+  }
+
+  /** Whether a host may begin a build; it then counts. */
+  mayBuild(host: string): boolean {
+    return (this.#builds.get(host) ?? 0) < BUILDS_PER_HOST && add(this.#builds, host);
+  }
+
+  /** Whether a host may begin to take a copy; it then counts. */
+  mayCopy(host: string): boolean {
+    return (this.#copies.get(host) ?? 0) < COPIES_PER_HOST && add(this.#copies, host);
+  }
 }
 
-/** The host that holds the revision's checkpoint already, else the one with the fewest services. */
-function choose(record: ServiceRecord, snapshot: Snapshot): string | undefined {
-  const wanted = record.pending?.id ?? record.current?.id;
-  const rank = (host: HostState): [number, number, number] => [
-    host.checkpoints.some((held) => usable(held, record.name, wanted)) ? 0 : 1,
-    host.engine?.ready ? 0 : 1,
-    snapshot.services.filter((other) => other.host === host.name && !other.removed).length,
-  ];
-  const ranked = snapshot.hosts
-    .filter(isKnown)
-    .map((host) => ({ name: host.name, rank: rank(host) }))
-    .sort(
-      (a, b) => a.rank[0] - b.rank[0] || a.rank[1] - b.rank[1] || a.rank[2] - b.rank[2] || (a.name < b.name ? -1 : 1),
-    );
-  return ranked[0]?.name;
+function add(counts: Map<string, number>, host: string): true {
+  counts.set(host, (counts.get(host) ?? 0) + 1);
+  return true;
 }
 
-function usable(held: HostState['checkpoints'][number], service: string, revision: string | undefined): boolean {
-  return held.service === service && held.revision === revision && held.quarantined === undefined;
+/** A service stays where it is, unless a host of it is lost or drained, or there are more that it may be spread over. */
+function place({ record, snapshot, now }: View, loads: Loads): Decision | undefined {
+  const { hosts, maker } = placementOf(record, snapshot, now, loads.placed);
+  const same = maker === record.host && hosts.length === record.hosts.length;
+  if (same && hosts.every((host, index) => host === record.hosts[index])) return undefined;
+  loads.place(record.hosts, hosts);
+  return { type: 'place', service: record.name, maker, hosts };
 }
 
-/** The current revision has to be made again when its host cannot serve it from a checkpoint that should be there. */
-function remake({ record, hosts, now }: View): Decision[] {
-  const { current } = record;
+/**
+ * The current revision has to be made again when no host has it: the one that had it is lost, or it is quarantined there.
+ * As long as another one has it, it is copied from there.
+ */
+function remake({ record, hosts, snapshot, now }: View): Decision[] {
+  const { current, name } = record;
   if (current === undefined) return [];
-  const decision = (force: boolean): Decision[] => [{ type: 'remake', service: record.name, force }];
+  const decision = (force: boolean): Decision[] => [{ type: 'remake', service: name, force }];
+  const held = holders(record, current, snapshot).length > 0;
+  if (current.making?.kind === 'wanted') {
+    return held && !current.making.force ? [{ type: 'keep', service: name }] : [];
+  }
   if (current.making !== undefined) {
     return mayRecover(current.making, hosts.get(record.host)) ? decision(false) : [];
   }
-  if (current.host !== record.host) return decision(false);
-  const host = hosts.get(current.host);
-  if (!isKnown(host) || current.problem !== undefined) return [];
-  if (now - current.madeAt < REMAKE_PAUSE_MS && host.since < current.madeAt) return [];
-  const held = host.checkpoints.filter((one) => one.service === record.name && one.revision === current.id);
-  if (held.some((one) => one.quarantined === undefined)) return [];
-  return decision(held.length > 0);
+  const maker = hosts.get(record.host);
+  if (held || !isKnown(maker)) return [];
+  const isAwaited = hostsAround(record, snapshot).some(
+    (host) => !isKnown(host) && phaseOf(host, snapshot.policy, now) !== 'lost' && mayHold(host, record),
+  );
+  if (isAwaited) return [];
+  if (current.host === maker.name && now - current.madeAt < REMAKE_PAUSE_MS && maker.since < current.madeAt) return [];
+  const quarantined = ofService(maker.checkpoints, name).some((one) => one.revision === current.id);
+  return decision(quarantined);
+}
+
+/** Whether a host that cannot be asked may have what serves. */
+function mayHold(host: HostState, { name, current, hosts }: ServiceRecord): boolean {
+  return current?.host === host.name || hosts.includes(host.name) || hasCheckpoint(host, name, current?.id);
 }
 
 /** A failure that was the host's, not the revision's, is tried again when the host has come back since. */
@@ -148,40 +183,64 @@ function target({ record, hosts }: View): { id: string; making: Wanted } | undef
   return { id: pending.id, making: { kind: 'wanted', force: false, attempts: 0, notBefore: 0 } };
 }
 
-/** Stops a build of what is not wanted any more. */
+/** Stops builds and copies of what is not wanted any more. */
 function cancel(view: View): Decision[] {
   const { record, snapshot } = view;
   const wanted = isEnabled(record) ? target(view) : undefined;
-  return snapshot.work
-    .filter((work) => work.kind === 'prepare' && work.service === record.name && !work.cancelled)
-    .filter((work) => work.revision !== wanted?.id || work.host !== record.host)
+  const isWanted = (work: Work) =>
+    work.kind === 'prepare'
+      ? work.revision === wanted?.id && work.host === record.host
+      : isEnabled(record) && work.revision === record.current?.id && record.hosts.includes(work.host);
+  return workOn(snapshot, record.name)
+    .filter((work) => work.kind === 'prepare' || work.kind === 'copy')
+    .filter((work) => !work.cancelled && !isWanted(work))
     .map((work): Decision => ({ type: 'cancel', work: work.id }));
 }
 
-/** Never two builds of a service at once, and few on a host; `builds` counts those per host and is kept up to date. */
-function build(view: View, builds: Map<string, number>): Decision[] {
+/** Never two builds of a service at once, and few on a host. */
+function build(view: View, loads: Loads): Decision[] {
   const { record, hosts, snapshot, now } = view;
   const wanted = target(view);
   const host = hosts.get(record.host);
   if (wanted === undefined || !isKnown(host) || wanted.making.notBefore > now) return [];
-  if (snapshot.work.some((work) => work.kind === 'prepare' && work.service === record.name)) return [];
-  const held = host.checkpoints.some((one) => usable(one, record.name, wanted.id));
-  if (!held && !host.engine?.ready) return [];
-  const running = builds.get(host.name) ?? 0;
-  if (running >= BUILDS_PER_HOST) return [];
-  builds.set(host.name, running + 1);
+  if (workOn(snapshot, record.name).some((work) => work.kind === 'prepare')) return [];
+  if (!hasCheckpoint(host, record.name, wanted.id) && !host.engine?.ready) return [];
+  if (!loads.mayBuild(host.name)) return [];
   const { id: revision, making } = wanted;
   return [{ type: 'prepare', service: record.name, host: host.name, revision, force: making.force }];
 }
 
-/** The current revision's host is told to serve it, again after every change of configuration and every reconnect. */
+/** Hosts that a service is placed on get what serves from those that have it. */
+function copy({ record, hosts, snapshot, now }: View, loads: Loads): Decision[] {
+  const { current, name } = record;
+  // What is about to be made anew is not worth a copy.
+  if (current === undefined || (current.making?.kind === 'wanted' && current.making.force)) return [];
+  const sources = holders(record, current, snapshot)
+    .filter((host) => host.leaseAddress !== '')
+    .sort((a, b) => Number(b.name === current.host) - Number(a.name === current.host))
+    .map((host) => ({ host: host.name, address: host.leaseAddress }));
+  if (sources.length === 0) return [];
+  return record.hosts.flatMap((to): Decision[] => {
+    const host = hosts.get(to);
+    if (!isKnown(host) || !host.engine?.ready || holds(host, name, current)) return [];
+    if (workOn(snapshot, name).some((work) => work.kind === 'prepare' && work.host === to)) return [];
+    if (isBusy(snapshot, 'copy', to, name, now) || !loads.mayCopy(to)) return [];
+    return [{ type: 'copy', service: name, host: to, revision: current.id, sources }];
+  });
+}
+
+/** Hosts that have the current revision are told to serve it, again after every change and every reconnect. */
 function assign({ record, hosts, snapshot, now }: View): Decision[] {
-  const { current } = record;
-  const host = current && hosts.get(current.host);
-  if (!current || !isKnown(host)) return [];
-  const assignment = assignmentOf(record, current, snapshot.pools.get(record.name));
-  if (servesAs(host, assignment, now) || isBusy(snapshot, 'assign', host.name, record.name, now)) return [];
-  return [{ type: 'assign', service: record.name, host: host.name, assignment }];
+  const { current, name } = record;
+  if (current === undefined) return [];
+  const shares = sharesOf(record, snapshot, now);
+  return record.hosts.flatMap((to): Decision[] => {
+    const host = hosts.get(to);
+    if (!isKnown(host) || !holds(host, name, current)) return [];
+    const assignment = assignmentOf(record, current, shares.get(to));
+    if (servesAs(host, assignment, now) || isBusy(snapshot, 'assign', to, name, now)) return [];
+    return [{ type: 'assign', service: name, host: to, assignment }];
+  });
 }
 
 function servesAs(host: HostState, wanted: ServiceAssignment, now: number): boolean {
@@ -189,7 +248,7 @@ function servesAs(host: HostState, wanted: ServiceAssignment, now: number): bool
   const confirmed = host.confirmed.get(name);
   const said = confirmed !== undefined && sameAssignment(confirmed.assignment, wanted);
   if (said && now - confirmed.at < REPORT_LAG_MS) return true;
-  const reported = host.assignments.find((one) => one.config?.serviceName === name);
+  const reported = assignmentAt(host, name);
   // A report that repeats the configuration in another form is as good, once the agent has confirmed it.
   return (
     reported !== undefined && (sameAssignment(reported, wanted) || (said && reported.revision === wanted.revision))
@@ -197,71 +256,103 @@ function servesAs(host: HostState, wanted: ServiceAssignment, now: number): bool
 }
 
 /** Withdraws what a host must not serve, and removes what it need not hold. */
-function tidy(host: HostState, snapshot: Snapshot, now: number): Decision[] {
-  const records = new Map(snapshot.services.map((record) => [record.name, record]));
+function tidy(host: HostState, moved: ReadonlySet<string>, snapshot: Snapshot, now: number): Decision[] {
+  const { records } = lookup(snapshot);
   const decisions: Decision[] = [];
   const served = new Set(host.assignments.flatMap((one) => (one.config ? [one.config.serviceName] : [])));
   for (const service of served) {
+    if (moved.has(service)) continue;
     const record = records.get(service);
-    if (record !== undefined && isEnabled(record) && record.current?.host === host.name) continue;
-    if (!isBusy(snapshot, 'withdraw', host.name, service, now)) {
-      decisions.push({ type: 'withdraw', service, host: host.name });
-    }
+    if (record === undefined && snapshot.recovering) continue;
+    if (record !== undefined && isEnabled(record) && !mayGo(record, host, snapshot)) continue;
+    if (isBusy(snapshot, 'withdraw', host.name, service, now)) continue;
+    const drained = host.drainingSince !== undefined && record !== undefined && isEnabled(record);
+    const reason = drained ? GoneReason.GONE_REASON_DRAINED : GoneReason.GONE_REASON_SUPERSEDED;
+    decisions.push({ type: 'withdraw', service, host: host.name, reason });
   }
   for (const service of new Set([...host.checkpoints.map((one) => one.service), ...host.volumeServices])) {
     const record = records.get(service);
     // What belongs to no service that we know is left for a person to judge.
-    if (record === undefined || !isSettled(record)) continue;
-    const keep = keptAt(record, host.name);
-    const held = host.checkpoints.filter((one) => one.service === service);
+    if (record === undefined || moved.has(service)) continue;
+    const held = ofService(host.checkpoints, service);
+    // The rule: it has what serves, where that is to serve, and nothing else.
+    const isAsItShould = !record.removed && record.hosts.includes(host.name);
+    if (isAsItShould && held.every((one) => one.revision === record.current?.id)) continue;
+    if (!isSettled(record, snapshot)) continue;
+    const keep = keptAt(record, host, snapshot);
     const volumesGo = record.removed && host.volumeServices.includes(service);
     if ((held.every((one) => keep.includes(one.revision)) && !volumesGo) || (record.removed && served.has(service))) {
       continue;
     }
-    if (snapshot.work.some((work) => work.kind === 'prepare' && work.service === service)) continue;
+    if (workOn(snapshot, service).some((work) => ['prepare', 'copy'].includes(work.kind))) continue;
     if (isBusy(snapshot, 'deleteRevisions', host.name, service, now)) continue;
     decisions.push({ type: 'deleteRevisions', service, host: host.name, keep, removed: record.removed });
   }
   return decisions;
 }
 
-/** While a service is being placed or made, what hosts hold of it may still be of use. */
-function isSettled({ removed, host, current, pending }: ServiceRecord): boolean {
-  if (removed) return true;
-  return current?.host === host && current.making === undefined && pending?.making.kind !== 'wanted';
+/** A host that a service is not placed on goes on serving it until another one does; where it is to be emptied by force, not. */
+function mayGo(record: ServiceRecord, host: HostState, snapshot: Snapshot): boolean {
+  const { name, current } = record;
+  if (record.hosts.includes(host.name)) return false;
+  if (host.drainForced || current === undefined) return true;
+  return hostsAround(record, snapshot).some(
+    (other) =>
+      record.hosts.includes(other.name) && isKnown(other) && assignmentAt(other, name)?.revision === current.id,
+  );
 }
 
-/** Revisions of a service that a host keeps: what serves, what is being made, and the one before for a way back. */
-function keptAt(record: ServiceRecord, host: string): string[] {
+/** While a service is being placed, made or copied, what hosts hold of it may still be of use. */
+function isSettled(record: ServiceRecord, snapshot: Snapshot): boolean {
+  const { removed, current, pending, name } = record;
+  if (removed) return true;
+  if (current === undefined || current.making !== undefined || pending?.making.kind === 'wanted') return false;
+  const placed = hostsAround(record, snapshot).filter((host) => record.hosts.includes(host.name) && isKnown(host));
+  return placed.length > 0 && placed.every((host) => assignmentAt(host, name)?.revision === current.id);
+}
+
+/** Revisions that a host keeps: what serves and what is being made, some before that for a way back, and all that is in use. */
+function keptAt(record: ServiceRecord, host: HostState, snapshot: Snapshot): string[] {
+  const { name, current, pending, previous } = record;
+  const used = [
+    ...ofService(host.instances, name).map((one) => one.revision),
+    assignmentAt(host, name)?.revision ?? '',
+  ].filter((revision) => revision !== '');
   if (record.removed) return [];
-  const made = [record.current, record.previous].filter(
-    (one): one is MadeRevision => one !== undefined && (one.host === host || record.host === host),
-  );
-  const pending = record.pending !== undefined && record.host === host ? [record.pending.id] : [];
-  return [...new Set([...made.map((one) => one.id), ...pending])];
+  const mayComeBack = host.cordoned || host.drainingSince !== undefined;
+  const placed = record.hosts.includes(host.name);
+  const wanted = placed
+    ? [current, pending, ...previous.slice(0, snapshot.policy.keepRevisions)].flatMap((one) => one?.id ?? [])
+    : mayComeBack && current !== undefined
+      ? [current.id]
+      : [];
+  return [...new Set([...wanted, ...used])];
 }
 
 function isBusy(snapshot: Snapshot, kind: Work['kind'], host: string, service: string, now: number): boolean {
   const until = snapshot.cooldowns.get(workKey(kind, host, service)) ?? 0;
-  return (
-    until > now || snapshot.work.some((work) => work.kind === kind && work.host === host && work.service === service)
-  );
+  return until > now || workOn(snapshot, service).some((work) => work.kind === kind && work.host === host);
 }
 
 /** A removed service is forgotten once no host has anything of it. */
 function forget(snapshot: Snapshot, hosts: ReadonlyMap<string, HostState>, now: number): Decision[] {
   return snapshot.services
-    .filter((record) => record.removed && !snapshot.work.some((work) => work.service === record.name))
+    .filter((record) => record.removed && workOn(snapshot, record.name).length === 0)
     .filter((record) => {
-      const places = [record.host, record.current?.host, record.previous?.host].filter((name) => name !== undefined);
+      const places = [
+        record.host,
+        ...record.hosts,
+        record.current?.host ?? '',
+        ...record.previous.map((one) => one.host),
+      ];
       const waits = places.some((name) => hosts.has(name) && !isKnown(hosts.get(name)));
       if (waits && now - record.updatedAt < FORGET_MS) return false;
-      return snapshot.hosts.every(
+      return hostsAround(record, snapshot).every(
         (host) =>
           !isKnown(host) ||
-          (host.checkpoints.every((one) => one.service !== record.name) &&
+          (ofService(host.checkpoints, record.name).length === 0 &&
             !host.volumeServices.includes(record.name) &&
-            host.assignments.every((one) => one.config?.serviceName !== record.name)),
+            assignmentAt(host, record.name) === undefined),
       );
     })
     .map((record): Decision => ({ type: 'forget', service: record.name }));

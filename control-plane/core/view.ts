@@ -7,8 +7,11 @@ import {
   type Problem,
   type Revision,
   type Service,
+  type ServiceHost,
   ServiceState,
 } from '../../proto/gen/initless/v1/types.js';
+import { assignmentAt, hasCheckpoint, holds } from './hosts.js';
+import { hostsAround, lookup, ofService, workOn } from './lookup.js';
 import { type HostState, isEnabled, isKnown, type RevisionRecord, type ServiceRecord, type Snapshot } from './model.js';
 
 /** What is said of a service: its state, and why. */
@@ -20,9 +23,9 @@ export interface Verdict {
 /** A service as people see it. */
 export function serviceView(record: ServiceRecord, snapshot: Snapshot, listeners: readonly Listener[]): Service {
   const { current, pending } = record;
-  const instances = snapshot.hosts
+  const instances = hostsAround(record, snapshot)
     .filter((host) => host.connected)
-    .flatMap((host) => host.instances.filter((instance) => instance.service === record.name));
+    .flatMap((host) => ofService(host.instances, record.name));
   return {
     config: record.config,
     ...verdict(record, snapshot),
@@ -35,11 +38,45 @@ export function serviceView(record: ServiceRecord, snapshot: Snapshot, listeners
     updatedAt: new Date(record.updatedAt),
     instances: countInstances(instances),
     listeners: listeners.filter((listener) => listener.service === record.name),
-    host: current?.host ?? record.host,
+    host: record.host,
     pool: poolTarget(record, snapshot),
-    hosts: [],
-    previous: [],
+    hosts: serviceHosts(record, snapshot),
+    previous: record.previous
+      .slice(0, snapshot.policy.keepRevisions)
+      .map((one) => revisionView(one, one.imageId, one.problem)),
   };
+}
+
+/** The service on each of its hosts, and on those that it is about to leave. */
+function serviceHosts(record: ServiceRecord, snapshot: Snapshot): ServiceHost[] {
+  const { name, config } = record;
+  const left = hostsAround(record, snapshot).filter(
+    (host) => host.connected && !record.hosts.includes(host.name) && assignmentAt(host, name),
+  );
+  return [...record.hosts, ...left.map((host) => host.name)].map((at): ServiceHost => {
+    const host = lookup(snapshot).hosts.get(at);
+    const told = host && assignmentAt(host, name);
+    const instances = countInstances(host?.connected ? ofService(host.instances, name) : []);
+    const note = noteOf(at, record, host, snapshot);
+    const parked = told?.pool?.parked ?? (told && !config.preStartPoolAuto ? config.preStartPoolSize : 0);
+    const maxRunning = told?.pool?.maxRunning ?? (told ? config.maxPoolSize : 0);
+    return { host: at, serves: told !== undefined && host?.connected === true, parked, maxRunning, instances, note };
+  });
+}
+
+function noteOf(at: string, record: ServiceRecord, host: HostState | undefined, snapshot: Snapshot): string {
+  const { name, current } = record;
+  if (host === undefined) return 'the host is not known any more';
+  if (!host.connected) return 'the host is away';
+  if (!record.hosts.includes(at)) return 'it goes on here until another host serves';
+  const busy = workOn(snapshot, name).find((work) => work.host === at && work.kind !== 'withdraw');
+  if (busy?.kind === 'prepare') return `it makes revision ${busy.revision}`;
+  if (busy?.kind === 'copy') return `it copies revision ${busy.revision}`;
+  const told = assignmentAt(host, name);
+  if (told !== undefined && told.revision !== current?.id)
+    return `it serves revision ${told.revision} until it has ${current?.id}`;
+  if (told !== undefined || current === undefined) return '';
+  return holds(host, name, current) ? 'it is about to be told to serve' : `it has not got revision ${current.id} yet`;
 }
 
 function poolTarget({ name, config }: ServiceRecord, snapshot: Snapshot): PoolTarget {
@@ -85,7 +122,7 @@ function unmade(record: ServiceRecord, snapshot: Snapshot): Verdict {
 }
 
 function whyPending(record: ServiceRecord, snapshot: Snapshot): Problem | undefined {
-  const host = snapshot.hosts.find((one) => one.name === record.host);
+  const host = lookup(snapshot).hosts.get(record.host);
   if (host?.connected) {
     if (!host.reported || host.engine?.ready) return undefined;
     return engineDown(host);
@@ -95,16 +132,18 @@ function whyPending(record: ServiceRecord, snapshot: Snapshot): Problem | undefi
 
 /** A service with a revision that was made. */
 function made(record: ServiceRecord, current: NonNullable<ServiceRecord['current']>, snapshot: Snapshot): Verdict {
-  const host = snapshot.hosts.find((one) => one.name === current.host);
-  if (!host?.connected) {
-    return { state: ServiceState.SERVICE_STATE_PENDING, problem: agentDown(current.host) };
+  const connected = hostsAround(record, snapshot).filter(
+    (host) => host.connected && (record.hosts.includes(host.name) || serves(host, record.name)),
+  );
+  if (connected.length === 0) {
+    return { state: ServiceState.SERVICE_STATE_PENDING, problem: agentDown(record.hosts[0] ?? current.host) };
   }
-  if (!host.reported || !serves(host, record.name)) {
-    return { state: ServiceState.SERVICE_STATE_BUILDING, problem: undefined };
-  }
+  const serving = connected.filter((host) => host.reported && serves(host, record.name));
+  const host = serving.find((one) => hasCheckpoint(one, record.name, current.id)) ?? serving[0];
+  if (host === undefined) return { state: ServiceState.SERVICE_STATE_BUILDING, problem: undefined };
   const degraded = (problem: Problem): Verdict => ({ state: ServiceState.SERVICE_STATE_DEGRADED, problem });
   if (current.problem !== undefined) return degraded(current.problem);
-  const held = host.checkpoints.filter((one) => one.service === record.name && one.revision === current.id);
+  const held = ofService(host.checkpoints, record.name).filter((one) => one.revision === current.id);
   if (held.some((one) => one.quarantined === undefined)) {
     return { state: ServiceState.SERVICE_STATE_READY, problem: undefined };
   }
@@ -121,12 +160,12 @@ function made(record: ServiceRecord, current: NonNullable<ServiceRecord['current
 
 /** Whether a host serves a service now, at whatever revision. */
 export function serves(host: HostState, service: string): boolean {
-  return host.confirmed.has(service) || host.assignments.some((one) => one.config?.serviceName === service);
+  return host.confirmed.has(service) || assignmentAt(host, service) !== undefined;
 }
 
 /** Whether one of a service's revisions is being made at this moment. */
 export function isBuilding(record: ServiceRecord, snapshot: Snapshot): boolean {
-  return snapshot.work.some((work) => work.kind === 'prepare' && work.service === record.name && !work.cancelled);
+  return workOn(snapshot, record.name).some((work) => work.kind === 'prepare' && !work.cancelled);
 }
 
 /** Whether nothing more will happen to a service's revisions by itself. */

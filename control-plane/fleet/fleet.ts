@@ -10,16 +10,20 @@ import type {
 import { InitlessError, problemOf, toInitlessError } from '../../proto/rpc/errors.js';
 import type { BuildLog } from '../build-log.js';
 import { Changes } from '../changes.js';
-import type { HostRecord, HostState } from '../core/model.js';
+import { phaseOf } from '../core/hosts.js';
+import type { HostRecord, HostState, Policy } from '../core/model.js';
 import { agentDown } from '../core/view.js';
 import type { EventLog } from '../events.js';
 import type { Store } from '../store/store.js';
 import { HostLink } from './host-link.js';
+import { withReport } from './report.js';
 
-/** An agent reports every 5 seconds; one that has been silent for this long gives way to another of its name. */
-const SILENT_MS = 10_000;
-/** One that has been silent for this long is taken for dead. */
-const DEAD_MS = 16_000;
+/** An agent says something every second; one that has been silent for this long gives way to another of its name. */
+const SILENT_MS = 3_000;
+/** One that has been silent for this long is away. */
+const DEAD_MS = 6_000;
+/** Agents are told of other hosts this much later. */
+const TELL_MS = 100;
 /** An agent says who it is at once. */
 const HELLO_MS = 10_000;
 const HOST_NAME = /^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?$/;
@@ -31,6 +35,8 @@ export interface FleetParts {
   builds: BuildLog;
   /** The settings that agents carry out. */
   settings: () => HostSettings;
+  /** The settings that say when a host is lost. */
+  policy: () => Policy;
   /** Told what each host reports, before its state changes. */
   onReport: (host: string, report: HostReport) => void;
   /** Told what goes wrong without anybody waiting for it. */
@@ -43,8 +49,13 @@ export class Fleet {
   readonly changes = new Changes();
   readonly #parts: FleetParts;
   readonly #hosts = new Map<string, HostState>();
+  /** The same as a list; what is worked out from it holds until a host changes. */
+  #list: readonly HostState[] | undefined;
   readonly #links = new Map<string, HostLink>();
+  /** Hosts that were said to be lost, and have not come back. */
+  readonly #lost = new Set<string>();
   #closed = false;
+  #telling: NodeJS.Timeout | undefined;
 
   /** @param known hosts that were connected before the control plane started. */
   constructor(parts: FleetParts, known: readonly HostRecord[]) {
@@ -53,8 +64,9 @@ export class Fleet {
   }
 
   /** All hosts, by name. */
-  list(): HostState[] {
-    return [...this.#hosts.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+  list(): readonly HostState[] {
+    this.#list ??= [...this.#hosts.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+    return this.#list;
   }
 
   /** The connection to a host. Errors: AGENT_DOWN, with what to do. */
@@ -85,7 +97,7 @@ export class Fleet {
     const incoming = requests[Symbol.asyncIterator]();
     const hello = await this.#hello(incoming);
     const link = this.#admit(hello);
-    const onAbort = () => link.end(lost(link.name, 'it closed the connection'));
+    const onAbort = () => link.end(away(link.name, 'it closed the connection'));
     signal.addEventListener('abort', onAbort, { once: true });
     if (signal.aborted) onAbort();
     const reading = this.#read(link, incoming);
@@ -94,39 +106,101 @@ export class Fleet {
       yield* link.outgoing;
     } finally {
       signal.removeEventListener('abort', onAbort);
-      link.end(lost(link.name, 'it closed the connection'));
+      link.end(away(link.name, 'it closed the connection'));
       this.#leave(link);
     }
     // What went wrong in what the agent said is its answer.
     await reading;
   }
 
-  /** Tells every agent the settings as they are now. */
+  /** Tells every agent the settings as they are now, and where the others are. */
   tellSettings(): void {
-    for (const link of this.#links.values()) link.tellSettings(this.#parts.settings());
+    for (const link of this.#links.values()) link.tellSettings(this.#settingsFor(link.name));
   }
 
-  /** Drops agents that say nothing any more. To be called every second or so. */
+  /** Drops agents that say nothing any more, and tells of hosts that are lost. To be called every second or so. */
   sweep(now: number): void {
     for (const link of this.#links.values()) {
       const silent = now - link.heardAt;
-      if (silent > DEAD_MS) link.end(lost(link.name, `it said nothing for ${Math.round(silent / 1000)} s`));
+      if (silent > DEAD_MS) link.end(away(link.name, `it said nothing for ${Math.round(silent / 1000)} s`));
+    }
+    for (const host of this.#hosts.values()) {
+      if (phaseOf(host, this.#parts.policy(), now) !== 'lost' || this.#lost.has(host.name)) continue;
+      this.#lost.add(host.name);
+      const message = `${host.name} is lost: it has been away for ${Math.round((now - host.since) / 1000)} s`;
+      const problem = problemOf(away(host.name, message));
+      this.#parts.events.add({ kind: 'host.lost', host: host.name, message, problem });
+      this.changes.tell();
     }
   }
 
-  /** Forgets hosts that are not connected, once no service is placed on them. */
+  /** A host. Errors: NOT_FOUND. */
+  get(name: string): HostState {
+    const host = this.#hosts.get(name);
+    if (host !== undefined) return host;
+    throw new InitlessError('NOT_FOUND', `there is no host ${JSON.stringify(name)}`, {
+      subject: name,
+      nextStep: "'initless host ls' lists those that are there",
+    });
+  }
+
+  /** Changes what is stored of a host; it is in the store when this resolves. Errors: NOT_FOUND, those of the store. */
+  async mark(name: string, marks: Pick<HostRecord, 'cordoned' | 'drainingSince' | 'drainForced'>): Promise<HostState> {
+    const host = this.get(name);
+    const { leaseAddress, identity } = host;
+    await this.#parts.store.putHost({ name, leaseAddress, identity, ...marks });
+    this.#update(name, ({ drainingSince: _, drainForced: __, ...rest }) => ({ ...rest, ...marks }));
+    return this.get(name);
+  }
+
+  /** Forgets a host that is not connected. Errors: NOT_FOUND, NOT_ALLOWED, those of the store. */
+  async remove(name: string): Promise<void> {
+    if (this.get(name).connected) {
+      throw new InitlessError('NOT_ALLOWED', `the host ${name} is connected`, {
+        subject: name,
+        nextStep: `drain it and stop it first: initless host drain ${name}; initless host down ${name}`,
+      });
+    }
+    await this.#forget(name);
+    this.#parts.events.add({ kind: 'host.removed', host: name, message: `${name} was forgotten` });
+    this.changes.tell();
+  }
+
+  /** Forgets hosts that are not connected and not cordoned, once no service is placed on them. */
   async forget(inUse: ReadonlySet<string>): Promise<void> {
     for (const host of this.list()) {
-      if (host.connected || inUse.has(host.name)) continue;
-      this.#hosts.delete(host.name);
-      await this.#parts.store.deleteHost(host.name);
+      if (!host.connected && !host.cordoned && !inUse.has(host.name)) await this.#forget(host.name);
     }
+  }
+
+  async #forget(name: string): Promise<void> {
+    await this.#parts.store.deleteHost(name);
+    this.#hosts.delete(name);
+    this.#list = undefined;
+    this.#lost.delete(name);
+    this.#tellSoon();
+  }
+
+  /** Many hosts that come at once are told of in one message, not each in one of its own to all others. */
+  #tellSoon(): void {
+    this.#telling ??= setTimeout(() => {
+      this.#telling = undefined;
+      this.tellSettings();
+    }, TELL_MS);
+  }
+
+  #settingsFor(name: string): HostSettings {
+    const agents = this.list().flatMap((host) =>
+      host.name === name || host.leaseAddress === '' ? [] : [host.leaseAddress],
+    );
+    return { ...this.#parts.settings(), agents };
   }
 
   /** Ends all connections, and takes no more. */
   close(): void {
     this.#closed = true;
-    for (const link of this.#links.values()) link.end(lost(link.name, 'the control plane stops'));
+    clearTimeout(this.#telling);
+    for (const link of this.#links.values()) link.end(away(link.name, 'the control plane stops'));
   }
 
   async #hello(incoming: AsyncIterator<ConnectRequest>): Promise<AgentHello> {
@@ -160,29 +234,40 @@ export class Fleet {
           nextStep: 'give this host another name',
         });
       }
-      other.end(lost(name, 'a newer agent of that name took its place'));
+      other.end(away(name, 'a newer agent of that name took its place'));
     }
     const link = new HostLink(name, randomBytes(6).toString('hex'), now);
     this.#links.set(name, link);
-    const before = this.#hosts.get(name) ?? unseen({ name, leaseAddress: '' }, now);
-    const { leaseAddress, agentVersion, fingerprint, cpus, memoryTotal } = hello;
+    const known = this.#hosts.get(name) ?? unseen({ name, leaseAddress: '', identity: '', cordoned: false }, now);
+    const { leaseAddress, agentVersion, fingerprint, cpus, memoryTotal, identity } = hello;
+    const isAnother = known.identity !== '' && identity !== '' && known.identity !== identity;
+    // Another machine under an old name: what was said of the old one does not hold for it.
+    const { name: _, ...fresh } = unseen({ name, leaseAddress, identity, cordoned: false }, now);
+    const before = isAnother ? { ...fresh, name } : known;
+    this.#lost.delete(name);
+    this.#list = undefined;
     this.#hosts.set(name, {
       ...before,
-      ...{ leaseAddress, agentVersion, fingerprint, cpus, memoryTotal },
+      ...{ leaseAddress, agentVersion, fingerprint, cpus, memoryTotal, identity },
       connected: true,
       reported: false,
       since: now,
       confirmed: new Map(),
     });
-    if (before.leaseAddress !== leaseAddress) {
-      this.#parts.store
-        .putHost({ name, leaseAddress })
-        .catch((error: unknown) => this.#parts.onError(`storing the host ${name}`, error));
-    }
-    link.welcome(this.#parts.settings());
-    this.#parts.events.add({ kind: 'host.connected', host: name, message: `${name} is connected` });
+    if (known.leaseAddress !== leaseAddress || known.identity !== identity) this.#store(this.get(name));
+    link.welcome(this.#settingsFor(name));
+    this.#tellSoon();
+    const message = isAnother ? `${name} is connected; it is another host than before` : `${name} is connected`;
+    this.#parts.events.add({ kind: 'host.connected', host: name, message });
     this.changes.tell();
     return link;
+  }
+
+  #store({ name, leaseAddress, identity, cordoned, drainingSince, drainForced }: HostState): void {
+    const marks = { ...(drainingSince !== undefined && { drainingSince }), ...(drainForced && { drainForced }) };
+    this.#parts.store
+      .putHost({ name, leaseAddress, identity, cordoned, ...marks })
+      .catch((error: unknown) => this.#parts.onError(`storing the host ${name}`, error));
   }
 
   /** Reads what an agent says until it ends. Gives the error that is its fault, if any. */
@@ -194,10 +279,10 @@ export class Fleet {
         link.heardAt = Date.now();
         this.#take(link, next.value);
       }
-      link.end(lost(link.name, 'it closed the connection'));
+      link.end(away(link.name, 'it closed the connection'));
     } catch (error) {
       const bad = error instanceof InitlessError ? error : undefined;
-      link.end(lost(link.name, toInitlessError(error).message));
+      link.end(away(link.name, toInitlessError(error).message));
       if (bad !== undefined) throw bad;
     }
   }
@@ -222,6 +307,9 @@ export class Fleet {
       case 'log':
         link.onLog(message.value);
         return;
+      case 'heartbeat':
+        link.beat();
+        return;
       case 'hello':
         throw new InitlessError('BAD_REQUEST', 'an agent says hello once');
       case undefined:
@@ -232,33 +320,30 @@ export class Fleet {
 
   #report(name: string, report: HostReport): void {
     this.#parts.onReport(name, report);
-    this.#update(name, (host) => ({
-      ...host,
-      reported: true,
-      engine: report.engine,
-      instances: report.instances.map((one) => ({ ...one, host: name })),
-      checkpoints: report.checkpoints.map((one) => ({ ...one, host: name })),
-      assignments: report.assignments,
-      volumeServices: report.volumeServices,
-      memoryAvailable: report.memoryAvailable,
-    }));
+    const host = this.#hosts.get(name);
+    if (host === undefined) return;
+    const { after, changed } = withReport(host, report);
+    this.#hosts.set(name, after);
+    this.#list = undefined;
+    if (changed) this.changes.tell();
   }
 
   #update(name: string, change: (host: HostState) => HostState): void {
     const host = this.#hosts.get(name);
     if (host === undefined) return;
     this.#hosts.set(name, change(host));
+    this.#list = undefined;
     this.changes.tell();
   }
 
   #leave(link: HostLink): void {
     if (this.#links.get(link.name) !== link) return;
     this.#links.delete(link.name);
-    const reason = link.ended ?? lost(link.name, 'it closed the connection');
-    this.#update(link.name, (host) => ({ ...host, connected: false, since: Date.now(), confirmed: new Map() }));
+    const reason = link.ended ?? away(link.name, 'it closed the connection');
+    this.#update(link.name, (host) => ({ ...host, connected: false, since: link.heardAt, confirmed: new Map() }));
     if (this.#closed) return;
     this.#parts.events.add({
-      kind: 'host.lost',
+      kind: 'host.away',
       host: link.name,
       message: reason.message,
       problem: problemOf(reason),
@@ -277,7 +362,9 @@ function unseen(record: HostRecord, since: number): HostState {
     checkpoints: [],
     assignments: [],
     volumeServices: [],
+    revisions: [],
     memoryAvailable: 0,
+    portsFree: 0,
     agentVersion: '',
     fingerprint: undefined,
     cpus: 0,
@@ -286,8 +373,8 @@ function unseen(record: HostRecord, since: number): HostState {
   };
 }
 
-function lost(name: string, reason: string): InitlessError {
-  return new InitlessError('AGENT_DOWN', `the agent of ${name} was lost: ${reason}`, {
+function away(name: string, reason: string): InitlessError {
+  return new InitlessError('AGENT_DOWN', `the agent of ${name} is away: ${reason}`, {
     subject: name,
     nextStep: `run 'initless host up ${name}' if it does not come back by itself`,
   });

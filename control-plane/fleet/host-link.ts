@@ -70,6 +70,11 @@ export class HostLink {
     this.#send({ $case: 'welcome', value: { settings } });
   }
 
+  /** Answers a sign of life. */
+  beat(): void {
+    this.#send({ $case: 'heartbeat', value: {} });
+  }
+
   /** Tells the agent settings that differ from those it was last told. */
   tellSettings(settings: HostSettings): void {
     const text = canonicalJson(settings);

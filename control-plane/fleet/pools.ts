@@ -1,4 +1,4 @@
-import type { HostReport } from '../../proto/gen/initless/v1/fleet.js';
+import type { HostReport, PoolShare } from '../../proto/gen/initless/v1/fleet.js';
 import { InstanceState } from '../../proto/gen/initless/v1/types.js';
 import {
   type History,
@@ -9,6 +9,7 @@ import {
   type Target,
   target,
 } from '../core/autoscale.js';
+import { assignmentAt } from '../core/hosts.js';
 import { type HostState, isEnabled, isKnown, type PoolPlan, type ServiceRecord } from '../core/model.js';
 import { memoryBudget, type Planned, planPools, type Wish } from '../core/pool-plan.js';
 import type { Store } from '../store/store.js';
@@ -72,26 +73,31 @@ export class Pools {
   }
 
   /** Works out what is to be parked now. To be called before each round of decisions. */
-  refresh(services: readonly ServiceRecord[], hosts: readonly HostState[], now: number): void {
+  refresh(services: readonly ServiceRecord[], fleet: readonly HostState[], now: number): void {
     this.#forget(new Set(services.filter((record) => !record.removed).map((record) => record.name)));
     const wishes = services
       .filter((record) => isEnabled(record) && record.config.preStartPoolAuto)
       .map((record): Wish => {
-        const { name, config, current } = record;
+        const { name, config, hosts } = record;
         const { maxPoolSize } = config;
         const memory = this.#memory.get(name) ?? 0;
         return {
           service: name,
-          host: current?.host ?? '',
+          hosts: servedBy(hosts, fleet, name),
           target: this.#target(name, maxPoolSize, now),
           maxPoolSize,
           memory,
         };
       });
     const budgets = new Map(
-      hosts.filter(isKnown).map((host) => [host.name, memoryBudget(host, this.#parkedBytes(host, wishes))]),
+      fleet.filter(isKnown).map((host) => [host.name, memoryBudget(host, this.#parkedBytes(host, wishes))]),
     );
-    this.#plans = planPools(wishes, budgets, this.#before(wishes, hosts), now);
+    this.#plans = planPools(wishes, budgets, this.#before(wishes, fleet), now);
+  }
+
+  /** Bytes of its own that a parked instance holds, by service, as far as it was measured. */
+  memory(): ReadonlyMap<string, number> {
+    return this.#memory;
   }
 
   /** The plans, by service. */
@@ -116,11 +122,20 @@ export class Pools {
   /** The plans in force. After a start those are what the hosts were told before it: nothing is removed in haste. */
   #before(wishes: readonly Wish[], hosts: readonly HostState[]): Map<string, Planned> {
     const before = new Map(this.#plans);
-    for (const { service, host } of wishes) {
-      const assignments = hosts.find((one) => one.name === host)?.assignments ?? [];
-      const share = assignments.find((one) => one.config?.serviceName === service)?.pool;
-      if (before.has(service) || share === undefined) continue;
-      before.set(service, { ...share, reason: '', lowerSince: undefined });
+    for (const { service } of wishes) {
+      if (before.has(service)) continue;
+      const told = hosts.flatMap((host): [string, PoolShare][] => {
+        const share = assignmentAt(host, service)?.pool;
+        return share === undefined ? [] : [[host.name, share]];
+      });
+      if (told.length === 0) continue;
+      const sum = (key: 'parked' | 'ready') => told.reduce((total, [, share]) => total + share[key], 0);
+      const usefulness = Math.max(...told.map(([, share]) => share.usefulness));
+      const perHost = new Map(told.map(([host, share]) => [host, share.parked]));
+      before.set(service, {
+        ...{ parked: sum('parked'), ready: sum('ready'), usefulness, perHost },
+        ...{ reason: '', lowerSince: undefined },
+      });
     }
     return before;
   }
@@ -157,4 +172,10 @@ export class Pools {
       this.#parts.onError('storing how services are used', error);
     }
   }
+}
+
+/** Hosts of a service that were told to serve it; before any was, those that it is placed on. */
+function servedBy(hosts: readonly string[], fleet: readonly HostState[], service: string): string[] {
+  const told = hosts.filter((name) => fleet.some((host) => host.name === name && assignmentAt(host, service)));
+  return told.length > 0 ? told : [...hosts];
 }

@@ -1,21 +1,22 @@
-import {
-  type RoutingServiceImplementation,
-  type WatchRoutesRequest,
+import type {
+  RoutesHello,
+  RoutingServiceImplementation,
+  WatchRoutesRequest,
   WatchRoutesResponse,
 } from '../../proto/gen/initless/v1/routing.js';
 import type { Listener } from '../../proto/gen/initless/v1/types.js';
 import { InitlessError } from '../../proto/rpc/errors.js';
 import { PushStream } from '../../proto/rpc/push-stream.js';
-import { canonicalJson } from '../core/canonical.js';
 import { routesOf } from '../core/routes.js';
 import type { EventLog } from '../events.js';
 import type { Reconciler } from '../reconciler.js';
+import { RouteTable } from './route-table.js';
 
 interface Gateway {
   id: string;
   outgoing: PushStream<WatchRoutesResponse>;
-  /** The table it was sent last, as a text. */
-  sent: string;
+  /** The table that it has once it has read what it was sent. */
+  has: Pick<RoutesHello, 'table' | 'version'>;
   listeners: Listener[];
 }
 
@@ -27,6 +28,7 @@ export class Gateways {
   readonly #reconciler: Reconciler;
   readonly #events: EventLog;
   readonly #gateways = new Set<Gateway>();
+  readonly #table = new RouteTable();
 
   constructor(reconciler: Reconciler, events: EventLog) {
     this.#reconciler = reconciler;
@@ -64,7 +66,7 @@ export class Gateways {
     const id = hello.value.gateway;
     for (const other of this.#gateways) if (other.id === id) other.outgoing.end();
     const outgoing = new PushStream<WatchRoutesResponse>(`routes for ${id}`, BACKLOG);
-    const gateway: Gateway = { id, outgoing, sent: '', listeners: [] };
+    const gateway: Gateway = { id, outgoing, has: hello.value, listeners: [] };
     this.#gateways.add(gateway);
     const end = () => outgoing.end();
     signal.addEventListener('abort', end, { once: true });
@@ -73,7 +75,8 @@ export class Gateways {
     const reading = this.#read(gateway, incoming);
     reading.catch(() => undefined); // It is waited for below; until then it must not count as unhandled.
     try {
-      this.#send(gateway, this.#table());
+      this.#table.update(routesOf(this.#reconciler.snapshot(), Date.now()));
+      this.#send(gateway);
       yield* outgoing;
     } finally {
       signal.removeEventListener('abort', end);
@@ -110,30 +113,20 @@ export class Gateways {
     }
   }
 
-  #table(): { response: WatchRoutesResponse; text: string } {
-    const response: WatchRoutesResponse = {
-      routes: routesOf(this.#reconciler.snapshot(), Date.now()),
-      table: '',
-      version: 0,
-      isChange: false,
-      removed: [],
-    };
-    return { response, text: canonicalJson(WatchRoutesResponse.toJSON(response)) };
-  }
-
   #publish(): void {
     if (this.#gateways.size === 0) return;
-    const table = this.#table();
-    for (const gateway of this.#gateways) this.#send(gateway, table);
+    this.#table.update(routesOf(this.#reconciler.snapshot(), Date.now()));
+    for (const gateway of this.#gateways) this.#send(gateway);
   }
 
-  #send(gateway: Gateway, table: { response: WatchRoutesResponse; text: string }): void {
-    if (gateway.sent === table.text) return;
-    gateway.sent = table.text;
+  #send(gateway: Gateway): void {
+    const response = this.#table.since(gateway.has.table, gateway.has.version);
+    if (response === undefined) return;
+    gateway.has = { table: response.table, version: response.version };
     try {
-      gateway.outgoing.push(table.response);
+      gateway.outgoing.push(response);
     } catch {
-      // It does not read; when it connects again it gets the table anew.
+      // It does not read; when it connects again it gets what it lacks.
       gateway.outgoing.end();
     }
   }

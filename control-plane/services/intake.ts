@@ -11,7 +11,7 @@ import { CONFIG_FILE } from '../contexts/limits.js';
 import { packTree, type TreeDigests } from '../contexts/pack.js';
 import type { Tree } from '../contexts/tree.js';
 import { accept } from '../core/intake.js';
-import type { ServiceRecord } from '../core/model.js';
+import type { RevisionRecord, ServiceRecord } from '../core/model.js';
 import { sameConfig } from '../core/revision.js';
 import type { EventLog } from '../events.js';
 import type { Registry } from './registry.js';
@@ -98,7 +98,9 @@ export class Intake {
     const keep = new Set(
       this.#parts.registry
         .list()
-        .flatMap((record) => [record.current, record.pending, record.previous])
+        .flatMap(({ current, pending, previous }): (RevisionRecord | undefined)[] => {
+          return [current, pending, ...previous.slice(0, this.#parts.settings().keepRevisions)];
+        })
         .flatMap((revision) => (revision === undefined ? [] : [revision.contextDigest])),
     );
     this.#collecting = this.#parts.contexts.keepOnly(keep);

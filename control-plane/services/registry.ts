@@ -9,6 +9,8 @@ export class Registry {
   readonly changes = new Changes();
   readonly #store: Store;
   readonly #records: Map<string, ServiceRecord>;
+  /** The same as a list; what is worked out from it holds until a record changes. */
+  #all: readonly ServiceRecord[] | undefined;
   #queue: Promise<unknown> = Promise.resolve();
 
   constructor(store: Store, records: readonly ServiceRecord[]) {
@@ -17,8 +19,9 @@ export class Registry {
   }
 
   /** All records by name, those of removed services too that some host still has to forget. */
-  all(): ServiceRecord[] {
-    return [...this.#records.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+  all(): readonly ServiceRecord[] {
+    this.#all ??= [...this.#records.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+    return this.#all;
   }
 
   /** All services by name. */
@@ -63,6 +66,7 @@ export class Registry {
         await this.#store.putService(after);
         this.#records.set(name, after);
       }
+      this.#all = undefined;
       this.changes.tell();
       return after;
     });

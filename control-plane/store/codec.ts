@@ -27,7 +27,7 @@ export function encodeService(record: ServiceRecord): string {
     config: ServiceConfig.toJSON(record.config),
     current: record.current && encodeMade(record.current),
     pending: record.pending && { ...encodeRevision(record.pending), making: encodeMaking(record.pending.making) },
-    previous: record.previous && encodeMade(record.previous),
+    previous: record.previous.map(encodeMade),
   });
 }
 
@@ -43,25 +43,33 @@ export function decodeService(text: string): ServiceRecord {
     removed: raw.removed,
     updatedAt: raw.updatedAt,
     host: raw.host,
+    // A record of the time when a service was on one host, and kept one revision, has neither list.
+    hosts: raw.hosts ?? (raw.host === '' ? [] : [raw.host]),
+    previous: [raw.previous ?? []].flat().map(decodeMade),
   };
+  if (raw.rolledBack) record.rolledBack = true;
   if (raw.current) record.current = decodeMade(raw.current);
   if (raw.pending) {
     const pending: PendingRevision = { ...decodeRevision(raw.pending), making: decodeMaking(raw.pending.making) };
     record.pending = pending;
   }
-  if (raw.previous) record.previous = decodeMade(raw.previous);
   return record;
 }
 
 /** A host's record as a text. */
 export function encodeHost(record: HostRecord): string {
-  return seal({ name: record.name, leaseAddress: record.leaseAddress });
+  return seal(record);
 }
 
 /** The record a text stands for. Errors: {@link DamagedRecord}. */
 export function decodeHost(text: string): HostRecord {
   const raw = unseal(text) as unknown as HostRecord;
-  return { name: raw.name, leaseAddress: raw.leaseAddress };
+  const { name, leaseAddress, identity = '', cordoned = false, drainingSince, drainForced } = raw;
+  return {
+    ...{ name, leaseAddress, identity, cordoned },
+    ...(drainingSince !== undefined && { drainingSince }),
+    ...(drainForced && { drainForced }),
+  };
 }
 
 /** How a service is used, plain JSON, as a text. */

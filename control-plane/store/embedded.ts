@@ -4,19 +4,10 @@ import { dirname } from 'node:path';
 import { ClassicLevel } from 'classic-level';
 import { InitlessError } from '../../proto/rpc/errors.js';
 import type { HostRecord, ServiceRecord } from '../core/model.js';
-import {
-  DamagedRecord,
-  decodeHistory,
-  decodeHost,
-  decodeService,
-  encodeHistory,
-  encodeHost,
-  encodeService,
-} from './codec.js';
+import { addTo, type Change, changeOf, UnreadableRecord } from './records.js';
 import type { Store, Stored } from './store.js';
 
 type Level = ClassicLevel<string, string>;
-type Change = { type: 'put'; key: string; value: string } | { type: 'del'; key: string };
 
 /** Which store it is, and how many changes it has taken. It stands in the store and, as its witness, beside it. */
 interface Identity {
@@ -26,9 +17,6 @@ interface Identity {
 }
 
 const META = 'meta';
-const SERVICE = 'service/';
-const HOST = 'host/';
-const HISTORY = 'history/';
 
 /**
  * The embedded store: a LevelDB in a folder, every change synced before it is acknowledged.
@@ -39,6 +27,8 @@ const HISTORY = 'history/';
  */
 export class EmbeddedStore implements Store {
   readonly description: string;
+  /** A store that has lost its content is refused, not opened. */
+  readonly lost = false;
   readonly #folder: string;
   #level: Level;
   #identity: Identity;
@@ -82,46 +72,26 @@ export class EmbeddedStore implements Store {
     const stored: Stored = { services: [], hosts: [], histories: new Map() };
     try {
       for await (const [key, text] of this.#level.iterator()) {
-        try {
-          if (key.startsWith(SERVICE)) stored.services.push(decodeService(text));
-          else if (key.startsWith(HOST)) stored.hosts.push(decodeHost(text));
-          else if (key.startsWith(HISTORY)) stored.histories.set(key.slice(HISTORY.length), decodeHistory(text));
-        } catch (error) {
-          // What is lost with a history is learned again.
-          if (key.startsWith(HISTORY)) continue;
-          const reason = error instanceof DamagedRecord ? error.message : 'it is incomplete';
-          throw damaged(this.#folder, `the record ${JSON.stringify(key)} cannot be read: ${reason}`, error);
-        }
+        if (key !== META) addTo(stored, key, text);
       }
     } catch (error) {
-      throw error instanceof InitlessError ? error : translate(this.#folder, error);
+      if (error instanceof UnreadableRecord) throw damaged(this.#folder, error.message, error);
+      throw translate(this.#folder, error);
     }
     return stored;
   }
 
-  putService(record: ServiceRecord): Promise<void> {
-    return this.#change({ type: 'put', key: SERVICE + record.name, value: encodeService(record) });
+  putService = (record: ServiceRecord) => this.#change(changeOf.putService(record));
+  deleteService = (name: string) => this.#change(changeOf.deleteService(name));
+  putHost = (record: HostRecord) => this.#change(changeOf.putHost(record));
+  deleteHost = (name: string) => this.#change(changeOf.deleteHost(name));
+  putHistories = (histories: ReadonlyMap<string, unknown>) => this.#change(...changeOf.putHistories(histories));
+
+  trouble(): string {
+    return '';
   }
 
-  deleteService(name: string): Promise<void> {
-    return this.#change({ type: 'del', key: SERVICE + name });
-  }
-
-  putHost(record: HostRecord): Promise<void> {
-    return this.#change({ type: 'put', key: HOST + record.name, value: encodeHost(record) });
-  }
-
-  deleteHost(name: string): Promise<void> {
-    return this.#change({ type: 'del', key: HOST + name });
-  }
-
-  putHistories(histories: ReadonlyMap<string, unknown>): Promise<void> {
-    const changes = [...histories].map(([service, history]): Change => {
-      const key = HISTORY + service;
-      return history === undefined ? { type: 'del', key } : { type: 'put', key, value: encodeHistory(history) };
-    });
-    return this.#change(...changes);
-  }
+  watch(): void {}
 
   async close(): Promise<void> {
     await this.#queue.catch(() => undefined);
@@ -140,7 +110,10 @@ export class EmbeddedStore implements Store {
     try {
       if (this.#broken) await this.#reopen();
       const meta = { type: 'put', key: META, value: JSON.stringify(identity) } as const;
-      await this.#level.batch([...changes, meta], { sync: true });
+      const batch = changes.map(({ key, text }) =>
+        text === undefined ? ({ type: 'del', key } as const) : ({ type: 'put', key, value: text } as const),
+      );
+      await this.#level.batch([...batch, meta], { sync: true });
       this.#identity = identity;
       await writeWitness(this.#folder, identity);
     } catch (error) {

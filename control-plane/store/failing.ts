@@ -4,6 +4,7 @@ import type { Store } from './store.js';
 /** A store that loads as empty and takes no change, for tests of what is told and kept when a disk fails. */
 export class FailingStore implements Store {
   readonly description = 'failing';
+  readonly lost = false;
 
   async load() {
     return { services: [], hosts: [], histories: new Map() };
@@ -14,6 +15,12 @@ export class FailingStore implements Store {
   putHost = fail;
   deleteHost = fail;
   putHistories = fail;
+
+  trouble(): string {
+    return 'it takes no changes';
+  }
+
+  watch(): void {}
 
   async close(): Promise<void> {}
 }

@@ -1,44 +1,37 @@
 import type { HostRecord, ServiceRecord } from '../core/model.js';
-import { decodeHistory, decodeHost, decodeService, encodeHistory, encodeHost, encodeService } from './codec.js';
+import { addTo, type Change, changeOf } from './records.js';
 import type { Store, Stored } from './store.js';
 
 /** A store that forgets when its process ends, for tests. Its records pass through their form on disk all the same. */
 export class MemoryStore implements Store {
   readonly description = 'memory';
-  readonly #services = new Map<string, string>();
-  readonly #hosts = new Map<string, string>();
-  readonly #histories = new Map<string, string>();
+  readonly lost = false;
+  readonly #texts = new Map<string, string>();
 
   async load(): Promise<Stored> {
-    return {
-      services: [...this.#services.values()].map(decodeService),
-      hosts: [...this.#hosts.values()].map(decodeHost),
-      histories: new Map([...this.#histories].map(([service, text]) => [service, decodeHistory(text)])),
-    };
+    const stored: Stored = { services: [], hosts: [], histories: new Map() };
+    for (const [key, text] of this.#texts) addTo(stored, key, text);
+    return stored;
   }
 
-  async putService(record: ServiceRecord): Promise<void> {
-    this.#services.set(record.name, encodeService(record));
-  }
+  putService = async (record: ServiceRecord) => this.#change(changeOf.putService(record));
+  deleteService = async (name: string) => this.#change(changeOf.deleteService(name));
+  putHost = async (record: HostRecord) => this.#change(changeOf.putHost(record));
+  deleteHost = async (name: string) => this.#change(changeOf.deleteHost(name));
+  putHistories = async (histories: ReadonlyMap<string, unknown>) => this.#change(...changeOf.putHistories(histories));
 
-  async deleteService(name: string): Promise<void> {
-    this.#services.delete(name);
-  }
-
-  async putHost(record: HostRecord): Promise<void> {
-    this.#hosts.set(record.name, encodeHost(record));
-  }
-
-  async deleteHost(name: string): Promise<void> {
-    this.#hosts.delete(name);
-  }
-
-  async putHistories(histories: ReadonlyMap<string, unknown>): Promise<void> {
-    for (const [service, history] of histories) {
-      if (history === undefined) this.#histories.delete(service);
-      else this.#histories.set(service, encodeHistory(history));
+  #change(...changes: Change[]): void {
+    for (const { key, text } of changes) {
+      if (text === undefined) this.#texts.delete(key);
+      else this.#texts.set(key, text);
     }
   }
+
+  trouble(): string {
+    return '';
+  }
+
+  watch(): void {}
 
   async close(): Promise<void> {}
 }

@@ -72,6 +72,7 @@ class Attempt {
   #passing = false;
   /** The connection of an instance that switched protocols, which is no longer the request's. */
   #switched: Socket | undefined;
+  readonly #stopDoubts: () => void;
   /** Lets go of what was being held. */
   readonly #letGo: (() => void)[] = [];
 
@@ -81,6 +82,7 @@ class Attempt {
     this.#resolve = resolve;
     passage.res.on('close', this.#onClientClose);
     passage.res.on('finish', this.#onClientFinish);
+    this.#stopDoubts = slot.onDoubt(() => this.#onDoubt());
     this.#up = this.#request();
   }
 
@@ -363,16 +365,29 @@ class Attempt {
       this.#cut(cause);
       return;
     }
+    const sentOn = this.#sentOn;
+    const { again, silent } = this.#standing();
+    // A server may close an idle connection just as we use it; that says nothing about the instance.
+    const stale = sentOn !== undefined && this.#up.reusedSocket;
+    if (stale) this.#slot.upstream.closeIdle();
+    this.#giveUp({ kind: 'failed', error: this.#errorOf(cause), again, broken: silent && !stale });
+  }
+
+  /** Whether the instance has said nothing of an answer, and whether the request may be sent to another one. */
+  #standing(): { silent: boolean; again: boolean } {
     const { req, framing, sent } = this.#passage;
     const sentOn = this.#sentOn;
     const silent = sentOn === undefined || this.#isFilling || sentOn.socket.bytesRead === sentOn.bytesRead;
     const repeatable = IDEMPOTENT.has(req.method ?? '') && !req.readableDidRead;
     const unread = this.#slot.neverRan() && (framing === 'none' || sent.whole);
-    const again = sentOn === undefined || unread || (silent && repeatable);
-    // A server may close an idle connection just as we use it; that says nothing about the instance.
-    const stale = sentOn !== undefined && this.#up.reusedSocket;
-    if (stale) this.#slot.upstream.closeIdle();
-    this.#giveUp({ kind: 'failed', error: this.#errorOf(cause), again, broken: silent && !stale });
+    return { silent, again: sentOn === undefined || unread || (silent && repeatable) };
+  }
+
+  /** The instance cannot be reached, or nobody can say: another one serves the request, if it may be sent again. */
+  #onDoubt(): void {
+    if (this.#over || this.#passing || this.#answer !== undefined || !this.#standing().again) return;
+    const error = this.#errorOf(new Error('its host does not answer'));
+    this.#giveUp({ kind: 'failed', error, again: true, broken: false });
   }
 
   /** Ends the attempt, of which the client has seen nothing. */
@@ -413,6 +428,7 @@ class Attempt {
     if (this.#over) return;
     this.#over = true;
     clearTimeout(this.#timer);
+    this.#stopDoubts();
     this.#release();
     this.#leaveClient();
     this.#resolve(outcome);

@@ -11,6 +11,8 @@ const IDLE_CONNECTION_MS = 1_500;
 export class Upstream {
   /** Instance, for messages and as a suspect. */
   readonly instance: string;
+  /** "ADDRESS:PORT". */
+  readonly address: string;
   readonly host: string;
   readonly port: number;
   readonly connections = new http.Agent({ keepAlive: true, timeout: IDLE_CONNECTION_MS, maxFreeSockets: 256 });
@@ -18,6 +20,7 @@ export class Upstream {
   /** @param address "ADDRESS:PORT", IPv6 in brackets. */
   constructor(instance: string, address: string) {
     this.instance = instance;
+    this.address = address;
     const { host, port } = splitAddress(address);
     this.host = host;
     this.port = port;

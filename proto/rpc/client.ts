@@ -14,9 +14,13 @@ const OPTIONS: ChannelOptions = {
   'grpc.max_receive_message_length': 4 * 1024 * 1024,
 };
 
-/** A channel to "HOST:PORT" with keep-alive and quick reconnects. The caller closes it. */
-export function connect(address: string) {
-  return createChannel(address, undefined, OPTIONS);
+/**
+ * A channel to "HOST:PORT" with keep-alive and quick reconnects. The caller closes it.
+ *
+ * @param options in place of those that channels have by default.
+ */
+export function connect(address: string, options: ChannelOptions = {}) {
+  return createChannel(address, undefined, { ...OPTIONS, ...options });
 }
 
 /** A client for a service on a channel; its errors carry the details that {@link fromGrpcError} reads. */

@@ -25,6 +25,7 @@ class Wire {
     this.wake = new Wake('gateway-1', pino({ level: 'silent' }), {
       up: () => void this.events.push('up'),
       down: () => void this.events.push('down'),
+      silent: () => {},
       resumed: note('resumed'),
       reserved: (_service, lease) => void this.reserved.push(lease),
       revoked: note('revoked'),

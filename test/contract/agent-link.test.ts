@@ -93,7 +93,7 @@ describe("an agent's link to its control plane", () => {
       value: {
         id: '1',
         timeoutMs: 5_000,
-        action: { $case: 'withdraw', value: { service: 'x', drainMs: 0, reason: 0 } },
+        action: { $case: 'withdraw', value: { service: 'x', reason: 0 } },
       },
     });
     await eventually('it still does what it is told', () => heard('result')[0]);

@@ -18,6 +18,7 @@ const FLASK = Service.fromPartial({
   current: { id: '0123456789ab' },
   instances: { running: 1, parked: 2 },
   host: 'host1',
+  hosts: [{ host: 'host1', serves: true }],
 });
 const BUILDING = Service.fromPartial({ ...FLASK, state: ServiceState.SERVICE_STATE_BUILDING });
 const PROBLEM = {

@@ -140,13 +140,13 @@ describe('a control plane', () => {
     await harness.until('a', 'SERVICE_STATE_READY');
     await harness.halt();
     const file = join(harness.root, 'settings.yaml');
-    await writeFile(file, 'idle_timeout:\n  1\nredis_host: "0.0.0.0"\n');
+    await writeFile(file, 'idle_timeout:\n  1\nrunc_watchdog_host: "0.0.0.0"\n');
     await harness.boot();
     await harness.agent('host1', (fake) => fake.checkpoints.push(...agent.checkpoints));
     expect((await harness.service('a')).config?.idleTimeoutMs).toBe(60_000);
     const info = await harness.admin.getInfo({});
     expect(info.settingsFile).toBe(file);
-    expect(info.warnings.join()).toContain('embedded store');
+    expect(info.warnings.join()).toContain('no patched runc');
 
     await writeFile(file, 'idle_timeout: 2\n');
     await utimes(file, 1, 1);

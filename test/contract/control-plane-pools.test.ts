@@ -77,7 +77,7 @@ describe('a service with pre_start_pool_size: auto', () => {
     agent.usage[0]!.parkedMemory = 300 * 2 ** 20;
     agent.report();
     await eventually('one to be parked', () => share(agent)?.parked === 1 || undefined);
-    expect((await harness.service('web')).pool?.reason).toMatch(/; 3 wanted, but host1 has memory for 1$/);
+    expect((await harness.service('web')).pool?.reason).toMatch(/; 3 wanted on host1, but it has memory for 1$/);
   });
 
   describe('after a restart of the control plane', () => {

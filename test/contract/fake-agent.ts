@@ -1,3 +1,4 @@
+import net from 'node:net';
 import type { CallContext } from 'nice-grpc';
 import {
   type Acquire,
@@ -15,6 +16,8 @@ import { createRpcServer, type RpcServer } from '../../proto/rpc/server.js';
 /** An acquire that waits for its answer. */
 export interface AskedLease {
   acquire: Acquire;
+  /** Who asks. */
+  gateway: string;
   /** Answers with a lease on an instance. Returns the lease's id. */
   grant(instance: string, address: string, slots?: number): string;
   /** The same, on an instance whose memory is still being filled. */
@@ -24,6 +27,60 @@ export interface AskedLease {
 
 /** What an agent does with an acquire. */
 export type Script = (asked: AskedLease) => void | Promise<void>;
+
+/** A TCP proxy in front of an agent: what cuts it off from gateways without a word, as a hung machine is. */
+export class Line {
+  readonly #server: net.Server;
+  readonly #sockets = new Set<net.Socket>();
+  #hangs = false;
+
+  private constructor(server: net.Server) {
+    this.#server = server;
+  }
+
+  /** A line to "ADDRESS:PORT". */
+  static async to(target: string): Promise<Line> {
+    const at = target.lastIndexOf(':');
+    const server = net.createServer((client) => {
+      const upstream = net.connect({ host: target.slice(0, at), port: Number(target.slice(at + 1)) });
+      for (const [from, to] of [
+        [client, upstream],
+        [upstream, client],
+      ] as const) {
+        line.#sockets.add(from);
+        from.on('error', () => {});
+        from.on('close', () => {
+          line.#sockets.delete(from);
+          to.destroy();
+        });
+        from.pipe(to);
+        if (line.#hangs) from.pause();
+      }
+    });
+    const line = new Line(server);
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', () => resolve()));
+    return line;
+  }
+
+  /** "ADDRESS:PORT" of this end. */
+  get address(): string {
+    return `127.0.0.1:${(this.#server.address() as net.AddressInfo).port}`;
+  }
+
+  /** Lets nothing through any more, though the kernel still accepts; or lets everything through that waits. */
+  hang(hangs: boolean): void {
+    this.#hangs = hangs;
+    for (const socket of this.#sockets) {
+      if (hangs) socket.pause();
+      else socket.resume();
+    }
+  }
+
+  close(): void {
+    this.#server.close();
+    for (const socket of this.#sockets) socket.destroy();
+  }
+}
 
 interface GrantedLease {
   id: string;
@@ -59,7 +116,8 @@ export class FakeAgent {
   readonly named: HeldLease[][] = [];
   #server: RpcServer | undefined;
   #port = 0;
-  readonly #streams = new Set<PushStream<LeaseResponse>>();
+  /** Streams, and the gateways that they are of. */
+  readonly #streams = new Map<PushStream<LeaseResponse>, string>();
   #nextLease = 1;
 
   constructor(script: Script) {
@@ -92,12 +150,14 @@ export class FakeAgent {
     this.#streams.clear();
   }
 
-  /** Reserves a parked instance for all gateways that are connected. Returns the lease's id. */
-  reserve(service: string, instance: string, address: string, slots = 100): string {
+  /** Reserves a parked instance for all gateways that are connected, or for one of them. Returns the lease's id. */
+  reserve(service: string, instance: string, address: string, slots = 100, only?: string): string {
     const leaseId = `lease-${this.#nextLease++}`;
     this.held.set(leaseId, { id: leaseId, instance });
     const value = { leaseId, service, instance, address, slots, origin: Origin.ORIGIN_RESTORED };
-    for (const out of this.#streams) out.push({ message: { $case: 'reserved', value } });
+    for (const [out, gateway] of this.#streams) {
+      if (only === undefined || gateway === only) out.push({ message: { $case: 'reserved', value } });
+    }
     return leaseId;
   }
 
@@ -105,18 +165,19 @@ export class FakeAgent {
   endFill(leaseId: string, failure?: string): void {
     this.filling.delete(leaseId);
     const problem = failure === undefined ? undefined : problemOf(new InitlessError('RESTORE_FAILED', failure));
-    for (const out of this.#streams) out.push({ message: { $case: 'fillEnded', value: { leaseId, problem } } });
+    for (const out of this.#streams.keys()) out.push({ message: { $case: 'fillEnded', value: { leaseId, problem } } });
   }
 
   /** Asks for what is not used of a lease. */
   recall(leaseId: string): void {
-    for (const out of this.#streams) out.push({ message: { $case: 'recall', value: { leaseIds: [leaseId] } } });
+    for (const out of this.#streams.keys()) out.push({ message: { $case: 'recall', value: { leaseIds: [leaseId] } } });
   }
 
   /** Ends a lease before it is released. */
   revoke(leaseId: string, neverRan = false, reason = GoneReason.GONE_REASON_CRASHED): void {
     this.held.delete(leaseId);
-    for (const out of this.#streams) out.push({ message: { $case: 'revoked', value: { leaseId, reason, neverRan } } });
+    for (const out of this.#streams.keys())
+      out.push({ message: { $case: 'revoked', value: { leaseId, reason, neverRan } } });
   }
 
   #implementation(): AgentServiceImplementation {
@@ -128,7 +189,7 @@ export class FakeAgent {
 
   async *#lease(requests: AsyncIterable<LeaseRequest>, context: CallContext): AsyncGenerator<LeaseResponse> {
     const out = new PushStream<LeaseResponse>('fake agent');
-    this.#streams.add(out);
+    this.#streams.set(out, '');
     context.signal.addEventListener('abort', () => out.end());
     const goodbye = () => {
       if (!context.signal.aborted) this.held.clear();
@@ -146,6 +207,7 @@ export class FakeAgent {
       switch (message?.$case) {
         case 'hello':
           this.hellos.push(message.value.gateway);
+          this.#streams.set(out, message.value.gateway);
           this.named.push(message.value.leases);
           this.#resume(message.value.leases, out);
           break;
@@ -206,6 +268,7 @@ export class FakeAgent {
     };
     return {
       acquire,
+      gateway: this.#streams.get(out) ?? '',
       grant: (instance, address, slots = 100) => grant(instance, address, slots, false),
       grantFilling: (instance, address, slots = 100) => grant(instance, address, slots, true),
       deny: (code, message, retryAfterMs = 0) => {

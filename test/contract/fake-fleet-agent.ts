@@ -3,6 +3,7 @@ import {
   type CommandResult,
   type ConnectRequest,
   FleetServiceDefinition,
+  type HeldRevision,
   type HostReport,
   type HostSettings,
   type PrepareRevision,
@@ -56,10 +57,15 @@ export class FakeFleetAgent {
   #outgoing = new PushStream<ConnectRequest>('fake agent');
   #running = new Map<string, AbortController>();
   #abort = new AbortController();
+  #beats: NodeJS.Timeout | undefined;
+  /** It says nothing by itself, as one that is cut off without an end of the connection. */
+  silent = false;
   #welcomed: Promise<void> = Promise.resolve();
   #done: Promise<void> = Promise.resolve();
   /** What its agent made up at its first start. */
   identity = 'fake';
+  /** Revisions whose images it has. */
+  revisions: HeldRevision[] = [];
   /** Ports that it can still lease. */
   portsFree = 1_000;
 
@@ -74,7 +80,8 @@ export class FakeFleetAgent {
     this.ended = undefined;
     this.#outgoing = new PushStream<ConnectRequest>('fake agent');
     this.#abort = new AbortController();
-    const fingerprint = { kernel: '6', criu: '4.2', runc: '1.3', arch: 'x86_64', cpuModel: 'fake', cpuFlags: [] };
+    const machine = { kernel: '6', criu: '4.2', runc: '1.3', arch: 'x86_64' };
+    const fingerprint = { ...machine, cpuModel: 'fake', cpuFlags: [], setsClocks: true };
     const leaseAddress = `127.0.0.1:${7000 + this.name.length}`;
     this.say({
       $case: 'hello',
@@ -105,11 +112,15 @@ export class FakeFleetAgent {
       },
     );
     await this.#welcomed;
+    this.#beats = setInterval(() => {
+      if (!this.silent) this.say({ $case: 'heartbeat', value: {} });
+    }, 1_000);
     this.report();
   }
 
   /** Cuts the connection as a killed process would. */
   async kill(): Promise<void> {
+    clearInterval(this.#beats);
     this.#abort.abort();
     for (const running of this.#running.values()) running.abort();
     await this.#done;
@@ -123,7 +134,7 @@ export class FakeFleetAgent {
 
   /** Says something. */
   say(message: NonNullable<ConnectRequest['message']>): void {
-    this.#outgoing.push({ message });
+    if (this.ended === undefined) this.#outgoing.push({ message });
   }
 
   /** Reports what is there. */
@@ -144,6 +155,7 @@ export class FakeFleetAgent {
       usage: this.usage,
       usageEpoch: this.usageEpoch,
       portsFree: this.portsFree,
+      revisions: this.revisions,
     };
     this.say({ $case: 'report', value });
   }
@@ -267,9 +279,12 @@ export class FakeFleetAgent {
       quarantined: undefined,
       stages: [],
       memory: undefined,
+      clocks: undefined,
     };
     const at = this.checkpoints.findIndex((one) => one.service === checkpoint.service && one.revision === revision);
     this.checkpoints.splice(at === -1 ? this.checkpoints.length : at, at === -1 ? 0 : 1, checkpoint);
+    const held = { service: checkpoint.service, revision, imageId: checkpoint.imageId, noCheckpoint: false };
+    this.revisions = [...this.revisions.filter((one) => one.revision !== revision), held];
     return { imageId: checkpoint.imageId, checkpoint, problem: undefined };
   }
 

@@ -6,6 +6,7 @@ import { runGateway } from '../../gateway/gateway.js';
 import {
   type Route,
   type RouteHost,
+  type RoutesHello,
   RoutingServiceDefinition,
   type WatchRoutesRequest,
   type WatchRoutesResponse,
@@ -33,6 +34,7 @@ export interface Ask {
   body?: string | Buffer;
   agent?: http.Agent;
   port?: number;
+  host?: string;
 }
 
 /** A request's log line. */
@@ -45,13 +47,17 @@ export class GatewayHarness {
   /** What the gateway last said of its listeners. */
   listeners: Listener[] = [];
   readonly hellos: string[] = [];
+  /** The table that each hello named, as "NAME VERSION". */
+  readonly tables: string[] = [];
+  /** What a new stream is sent first; undefined: the whole table of {@link routes}. */
+  firstResponse: ((has: RoutesHello) => WatchRoutesResponse | undefined) | undefined;
   port = 0;
   httpPort = 0;
   routes: Route[] = [];
   #rpc: RpcServer | undefined;
   #rpcPort = 0;
   readonly #watchers = new Set<PushStream<WatchRoutesResponse>>();
-  #gateway: { stop: AbortController; done: Promise<void> } | undefined;
+  readonly #gateways: { stop: AbortController; done: Promise<void> }[] = [];
   readonly #cleanups: (() => Promise<void> | void)[] = [];
 
   private constructor(agent: FakeAgent) {
@@ -90,7 +96,12 @@ export class GatewayHarness {
   /** Makes this the route table. */
   setRoutes(routes: Route[]): void {
     this.routes = routes;
-    for (const watcher of this.#watchers) watcher.push(wholeTable(routes));
+    this.say(wholeTable(routes));
+  }
+
+  /** Sends that to the gateways, whatever it is. */
+  say(response: WatchRoutesResponse): void {
+    for (const watcher of this.#watchers) watcher.push(response);
   }
 
   async bootControlPlane(): Promise<void> {
@@ -108,7 +119,7 @@ export class GatewayHarness {
     this.#watchers.clear();
   }
 
-  async bootGateway({ listen = ['127.0.0.1'], drainMs = 2_000 } = {}): Promise<void> {
+  async bootGateway({ listen = ['127.0.0.1'], drainMs = 2_000, id = 'gateway-test' } = {}): Promise<void> {
     const stop = new AbortController();
     const sink = { write: (line: string) => void this.log.push(JSON.parse(line)) };
     let done: Promise<void> = Promise.resolve();
@@ -118,7 +129,7 @@ export class GatewayHarness {
           controlPlane: `127.0.0.1:${this.#rpcPort}`,
           listen,
           http: { host: '127.0.0.1', port: 0 },
-          id: 'gateway-test',
+          id,
           drainMs,
           log: pino({ level: 'debug' }, sink),
           onStarted: (port) => {
@@ -130,14 +141,14 @@ export class GatewayHarness {
       );
       done.catch(reject);
     });
-    this.#gateway = { stop, done };
+    this.#gateways.push({ stop, done });
   }
 
-  /** Stops the gateway; resolves when it has ended. */
+  /** Stops the gateways; resolves when they have ended. */
   async stopGateway(): Promise<void> {
-    this.#gateway?.stop.abort(new Error('the test is over'));
-    await this.#gateway?.done;
-    this.#gateway = undefined;
+    const gateways = this.#gateways.splice(0);
+    for (const { stop } of gateways) stop.abort(new Error('the test is over'));
+    await Promise.all(gateways.map(({ done }) => done));
   }
 
   /** An instance: an HTTP server on loopback. Gives "ADDRESS:PORT". */
@@ -191,9 +202,17 @@ export class GatewayHarness {
   }
 
   /** Asks the gateway, as a client, over a connection of its own. */
-  ask({ method = 'GET', path = '/', headers = {}, body, agent, port = this.port }: Ask = {}): Promise<Got> {
+  ask({
+    method = 'GET',
+    path = '/',
+    headers = {},
+    body,
+    agent,
+    port = this.port,
+    host = '127.0.0.1',
+  }: Ask = {}): Promise<Got> {
     return new Promise((resolve, reject) => {
-      const request = http.request({ host: '127.0.0.1', port, method, path, headers, agent: agent ?? false });
+      const request = http.request({ host, port, method, path, headers, agent: agent ?? false });
       request.on('error', reject);
       request.on('response', (response) => {
         const chunks: Buffer[] = [];
@@ -237,11 +256,15 @@ export class GatewayHarness {
   async *#watch(requests: AsyncIterable<WatchRoutesRequest>, signal: AbortSignal): AsyncGenerator<WatchRoutesResponse> {
     const out = new PushStream<WatchRoutesResponse>('fake control plane');
     this.#watchers.add(out);
-    out.push(wholeTable(this.routes));
     signal.addEventListener('abort', () => out.end());
     const read = async () => {
       for await (const { message } of requests) {
-        if (message?.$case === 'hello') this.hellos.push(message.value.gateway);
+        if (message?.$case === 'hello') {
+          this.hellos.push(message.value.gateway);
+          this.tables.push(`${message.value.table} ${message.value.version}`);
+          const first = this.firstResponse ? this.firstResponse(message.value) : wholeTable(this.routes);
+          if (first !== undefined) out.push(first);
+        }
         if (message?.$case === 'listeners') this.listeners = message.value.listeners;
       }
       out.end();
@@ -265,8 +288,8 @@ export async function eventually(what: string, holds: () => boolean | Promise<bo
 }
 
 /** A host of a route, with room. */
-export function routeHost(host: string, leaseAddress: string): RouteHost {
-  return { host, leaseAddress, maxRunning: 10, parked: 0, draining: false };
+export function routeHost(host: string, leaseAddress: string, changes: Partial<RouteHost> = {}): RouteHost {
+  return { host, leaseAddress, maxRunning: 10, parked: 0, draining: false, ...changes };
 }
 
 function wholeTable(routes: Route[]): WatchRoutesResponse {

@@ -421,6 +421,7 @@ describe('an answer that is held', () => {
           holdMs: 100,
           stands: () => true,
           neverRan: () => false,
+          onDoubt: () => () => {},
           release: () => {},
         };
         void forward(passage, slot).then((came) => {

@@ -467,7 +467,8 @@ describe('a lease', () => {
     );
     expect((await harness.ask()).body).toBe('one');
     await harness.agent.crash();
-    expect(open).toBe(1);
+    // While the agent is away its instances are looked at, which takes a connection for a moment.
+    await eventually('no connection but the one that is kept', () => open === 1);
     await eventually('the connection to be closed with the lease', () => open === 0);
     await harness.agent.boot();
     await eventually('the gateway back', () => harness.agent.hellos.length === 2);
@@ -689,7 +690,7 @@ describe('a reserved lease', () => {
     await eventually('another instance', () => harness.agent.acquires.length === 1);
     client.socket.write('def');
     await client.ended;
-    expect(client.text()).toMatch(/^HTTP\/1\.1 200 .*\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n/s);
+    expect(client.text()).toMatch(/^HTTP\/1\.1 200 .*\r\n(3\r\nabc\r\n3\r\ndef|6\r\nabcdef)\r\n0\r\n/s);
   });
 
   test('that ends otherwise is a 502 for a POST whose bytes were sent, once its connection breaks', async () => {

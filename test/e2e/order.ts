@@ -13,6 +13,8 @@ const ORDER = [
   'e2e/pools',
   'e2e/mounts',
   'e2e/memory',
+  'e2e/clocks',
+  'e2e/fleet',
   'fault/load',
   'fault/lazy',
   'fault/recovery',

@@ -87,7 +87,7 @@ export function simulate(service: TrafficService, policy: Policy): Outcome {
     ) {
       aim = target(history, { maxPoolSize: MAX_POOL_SIZE }, now);
     }
-    const wish = { service: service.name, host: '', target: aim, maxPoolSize: MAX_POOL_SIZE, memory: 0 };
+    const wish = { service: service.name, hosts: [], target: aim, maxPoolSize: MAX_POOL_SIZE, memory: 0 };
     const fresh = planPools([wish], new Map(), plans, now);
     const changed = JSON.stringify([...fresh.values()]) !== JSON.stringify([...plans.values()]);
     plans = fresh;

@@ -117,7 +117,11 @@ class Host {
   /** @param usefulness of its automatic pool; undefined: a pool of a fixed number. */
   serve(service: string, parked: number, usefulness?: number): void {
     const assignment = ServiceAssignment.fromPartial({
-      config: { serviceName: service, preStartPoolSize: usefulness === undefined ? parked : 0 },
+      config: {
+        serviceName: service,
+        preStartPoolSize: usefulness === undefined ? parked : 0,
+        preStartPoolAuto: usefulness !== undefined,
+      },
       pool: usefulness === undefined ? undefined : { parked, ready: parked, usefulness },
     });
     this.assignments.push(assignment);

@@ -382,7 +382,7 @@ describe('memory for parked instances', () => {
 describe('a plan', () => {
   const wish = (parked: number, more: Partial<Wish> = {}): Wish => ({
     service: 'a',
-    host: 'h',
+    hosts: ['h'],
     target: { parked, ready: parked, chance: 0.9, reason: 'r', nextLookAt: Number.POSITIVE_INFINITY },
     maxPoolSize: 10,
     memory: 100,
@@ -418,7 +418,7 @@ describe('a plan', () => {
 
   it('says when memory is what limits it', () => {
     const plans = plan([wish(5)], new Map(), 0, 250);
-    expect(plans.get('a')).toMatchObject({ parked: 2, reason: 'r; 5 wanted, but h has memory for 2' });
+    expect(plans.get('a')).toMatchObject({ parked: 2, reason: 'r; 5 wanted on h, but it has memory for 2' });
   });
 
   it('does not move back and forth when memory is just enough', () => {
@@ -437,15 +437,15 @@ describe('a plan', () => {
     const settle = () => {
       while (world.step() > 0) world.endBuild('made');
     };
-    world.pools.set('a', { parked: 1, ready: 1, usefulness: 2, reason: 'x' });
+    world.pools.set('a', { ...{ parked: 1, ready: 1, usefulness: 2, reason: 'x' }, perHost: new Map([['host1', 1]]) });
     settle();
-    expect(world.hosts.get('host1')?.assignments[0]?.pool).toEqual({ parked: 1, ready: 1, usefulness: 2 });
+    expect(world.hosts.get('host1')?.assignments[0]?.pool).toMatchObject({ parked: 1, ready: 1, usefulness: 2 });
     world.decided.length = 0;
-    world.pools.set('a', { parked: 0, ready: 0, usefulness: 0, reason: 'y' });
+    world.pools.set('a', { parked: 0, ready: 0, usefulness: 0, reason: 'y', perHost: new Map() });
     settle();
     expect(world.decided.map((decision) => decision.type)).toEqual(['assign']);
     world.decided.length = 0;
-    world.pools.set('a', { parked: 0, ready: 0, usefulness: 0, reason: 'another reason' });
+    world.pools.set('a', { parked: 0, ready: 0, usefulness: 0, reason: 'another reason', perHost: new Map() });
     settle();
     expect(world.decided).toEqual([]);
   });
@@ -454,7 +454,7 @@ describe('a plan', () => {
     const world = new World(['host1']);
     world.connect('host1');
     world.apply('a', '1', 'pre_start_pool_size: 2\n');
-    world.pools.set('a', { parked: 1, ready: 1, usefulness: 2, reason: 'x' });
+    world.pools.set('a', { ...{ parked: 1, ready: 1, usefulness: 2, reason: 'x' }, perHost: new Map([['host1', 1]]) });
     while (world.step() > 0) world.endBuild('made');
     expect(world.hosts.get('host1')?.assignments[0]?.pool).toBeUndefined();
   });

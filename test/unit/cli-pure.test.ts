@@ -133,7 +133,12 @@ describe('what `up` starts', () => {
 
   test('is the control plane, then the gateway, each with the ports of its project', () => {
     const project = projectOf({ project: 'p', portBase: 9000 }, {});
-    const plan = planFor(project, { settings: '/s.yaml', codeDir: undefined }, '/root', 'build');
+    const plan = planFor(
+      project,
+      { settings: '/s.yaml', codeDir: undefined, gateways: 1, redis: false },
+      '/root',
+      'build',
+    );
     expect(plan.parts.map(({ name, readyUrl }) => [name, readyUrl])).toEqual([
       ['control-plane', 'http://127.0.0.1:9001/readyz'],
       ['gateway', 'http://127.0.0.1:9004/readyz'],

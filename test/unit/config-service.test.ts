@@ -52,6 +52,7 @@ describe('config.yaml', () => {
       preStartTimeoutMs: 900_000,
       queueTimeoutMs: 30_000,
       queueLimit: 1_000,
+      spread: 3,
       dockerfile: 'Dockerfile',
       reuse: false,
       volumes: [],
@@ -171,6 +172,7 @@ msg_checkpoint:
     ['max_concurrency', 'max_concurrency: 1.5', 'config.yaml:4: max_concurrency: found 1.5, expected a whole number'],
     ['queue_timeout', 'queue_timeout: .inf', 'config.yaml:4: queue_timeout: found Infinity, expected seconds above 0'],
     ['queue_limit', 'queue_limit:', 'config.yaml:4: queue_limit: found nothing, expected a whole number'],
+    ['spread', 'spread: 1.5', 'config.yaml:4: spread: found 1.5, expected a whole number of hosts'],
   ];
 
   it.each(WRONG)('names file, line, key, what was found and what is expected: %s', (_key, written, fault) => {

@@ -58,8 +58,6 @@ max_concurrency:
       pool: { pre_start_pool_size: 2, max_pool_size: 4, pre_start_timeout: 15, idle_timeout: 1, max_concurrency: 100 },
     });
     expect(warnings.map((warning) => warning.split(' ')[1])).toEqual([
-      'redis_host:',
-      'redis_port:',
       'runc_watchdog_host:',
       'runc_watchdog_port_base:',
       'checkpoint_dir:',
@@ -86,6 +84,10 @@ max_concurrency:
     ['max_concurrency', '-3', 'a whole number'],
     ['queue_timeout', 'true', 'seconds above 0'],
     ['queue_limit', '0', 'a whole number'],
+    ['spread', '0', 'a whole number of hosts'],
+    ['host_timeout', '7', 'seconds from 8'],
+    ['keep_revisions', '-1', 'a whole number of revisions'],
+    ['copy_rate', '0', 'megabytes per second from 1'],
   ];
 
   it.each(WRONG)('names file, line, key, what was found and what is expected: %s', (key, written, expected) => {

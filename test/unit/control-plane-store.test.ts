@@ -16,12 +16,17 @@ import { type InitlessError, toInitlessError } from '../../proto/rpc/errors.js';
 const { settings } = parseSettings(undefined, 'defaults');
 const problem = { code: 'DUMP_FAILED', message: 'no', nextStep: 'try', outputTail: ['a', 'b'] };
 
+const HOST = {
+  ...{ name: 'host1', leaseAddress: '10.0.0.1:7072', identity: 'i', cordoned: true },
+  ...{ drainingSince: 7, drainForced: true as const },
+};
+
 function record(name: string, more: Partial<ServiceRecord> = {}): ServiceRecord {
   const text = `service_name: ${name}\nservice_port: 1\nhost_port: 2\nenv: {A: b}\n`;
   const config = parseServiceConfig(text, 'config.yaml', settings);
   const source = { text, dockerfile: 'Dockerfile' };
-  const base = { name, source, config, folder: '', folderGone: false, removed: false, updatedAt: 5, host: '' };
-  return { ...base, ...more };
+  const base = { name, source, config, folder: '', folderGone: false, removed: false, updatedAt: 5 };
+  return { ...base, host: '', hosts: [], previous: [], ...more };
 }
 
 function full(name: string): ServiceRecord {
@@ -33,7 +38,9 @@ function full(name: string): ServiceRecord {
     host: 'host1',
     current: { ...made, problem, making: { kind: 'wanted', force: true, attempts: 1, notBefore: 9 } },
     pending: { ...revision, making: { kind: 'failed', problem, at: 4 } },
-    previous: made,
+    hosts: ['host1', 'host2'],
+    previous: [made],
+    rolledBack: true,
   });
 }
 
@@ -64,10 +71,10 @@ describe.each<[string, () => Promise<Store>]>([
   it('gives back what was put, whole', async () => {
     await store.putService(full('b'));
     await store.putService(record('a'));
-    await store.putHost({ name: 'host1', leaseAddress: '10.0.0.1:7072' });
+    await store.putHost(HOST);
     const { services, hosts } = await store.load();
     expect(services.sort((a, b) => (a.name < b.name ? -1 : 1))).toEqual([record('a'), full('b')]);
-    expect(hosts).toEqual([{ name: 'host1', leaseAddress: '10.0.0.1:7072' }]);
+    expect(hosts).toEqual([HOST]);
   });
 
   it('gives back how services are used, and deletes what is not given', async () => {
@@ -99,7 +106,7 @@ describe.each<[string, () => Promise<Store>]>([
 
   it('deletes, and does not mind what is not there', async () => {
     await store.putService(record('a'));
-    await store.putHost({ name: 'h', leaseAddress: 'x' });
+    await store.putHost({ ...HOST, name: 'h' });
     await store.deleteService('a');
     await store.deleteService('b');
     await store.deleteHost('h');

@@ -3,8 +3,7 @@ import { parseServiceConfig } from '../../control-plane/config/service.js';
 import { parseSettings } from '../../control-plane/config/settings.js';
 import { applyMaking } from '../../control-plane/core/intake.js';
 import { assignmentOf, revisionId } from '../../control-plane/core/revision.js';
-import { HOST_GRACE_MS } from '../../control-plane/core/schedule.js';
-import { type Ending, World } from './control-plane-world.js';
+import { type Ending, HOST_TIMEOUT_MS, World } from './control-plane-world.js';
 
 const { settings } = parseSettings(undefined, 'defaults');
 const config = (more = '') =>
@@ -83,7 +82,7 @@ describe('named volumes, as the control plane sees them', () => {
     }
     world.disconnect('host1', true);
     world.connect('host2');
-    world.now += HOST_GRACE_MS + 1;
+    world.now += HOST_TIMEOUT_MS + 1;
     settle();
     expect(world.services.get('web')?.current?.host).toBe('host2');
     world.connect('host1');

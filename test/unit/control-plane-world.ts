@@ -1,6 +1,13 @@
 import { parseServiceConfig } from '../../control-plane/config/service.js';
 import { parseSettings } from '../../control-plane/config/settings.js';
-import { accept, applyMaking, type MakingResult, markRemoved, WANTED } from '../../control-plane/core/intake.js';
+import {
+  accept,
+  applyMaking,
+  keepMade,
+  type MakingResult,
+  markRemoved,
+  WANTED,
+} from '../../control-plane/core/intake.js';
 import type { HostState, PoolPlan, ServiceRecord, Snapshot, Work } from '../../control-plane/core/model.js';
 import { workKey } from '../../control-plane/core/model.js';
 import { type Decision, schedule } from '../../control-plane/core/schedule.js';
@@ -9,6 +16,9 @@ import type { Checkpoint } from '../../proto/gen/initless/v1/types.js';
 const { settings } = parseSettings(undefined, 'defaults');
 const FAILED = { code: 'BUILD_FAILED', message: 'no', nextStep: '', outputTail: [] };
 const LOST = { code: 'AGENT_DOWN', message: 'lost', nextStep: '', outputTail: [] };
+
+/** A host that is away for longer is lost. */
+export const HOST_TIMEOUT_MS = 15_000;
 
 /** How a build ends in this world. */
 export type Ending = 'made' | 'uncheckpointed' | 'failed';
@@ -40,7 +50,11 @@ export class World {
         checkpoints: [],
         assignments: [],
         volumeServices: [],
-        memoryAvailable: 0,
+        revisions: [],
+        memoryAvailable: 8 * 2 ** 30,
+        portsFree: 1_000,
+        identity: name,
+        cordoned: false,
         agentVersion: '',
         fingerprint: undefined,
         cpus: 2,
@@ -57,6 +71,8 @@ export class World {
       work: this.work,
       cooldowns: this.cooldowns,
       pools: this.pools,
+      memory: new Map(),
+      policy: { hostTimeoutMs: HOST_TIMEOUT_MS, keepRevisions: 1 },
     };
   }
 
@@ -95,7 +111,7 @@ export class World {
   /** A host loses its checkpoints while it is away. */
   wipe(name: string): void {
     this.disconnect(name, true);
-    this.#host(name, (host) => ({ ...host, checkpoints: [] }));
+    this.#host(name, (host) => ({ ...host, checkpoints: [], revisions: [] }));
   }
 
   /** Decides and carries out once; gives the number of decisions. */
@@ -119,16 +135,22 @@ export class World {
     this.work.splice(this.work.indexOf(work), 1);
     if (work.kind !== 'prepare') return;
     const record = this.services.get(work.service);
-    if (result.kind === 'made' && result.problem === undefined) this.#seal(work);
+    if (result.kind === 'made') this.#hold(work.service, work.host, work.revision, result.problem === undefined);
     if (record === undefined || record.removed) return;
     this.services.set(work.service, applyMaking(record, work.revision, work.host, result, this.now));
   }
 
-  #seal(work: Work): void {
-    const checkpoint = { service: work.service, revision: work.revision, host: work.host } as Checkpoint;
-    this.#host(work.host, (host) => {
-      const others = host.checkpoints.filter((one) => one.service !== work.service || one.revision !== work.revision);
-      return { ...host, checkpoints: [...others, checkpoint] };
+  /** A host has a revision from now on, made or copied. */
+  #hold(service: string, at: string, revision: string, checkpointed: boolean): void {
+    const checkpoint = { service, revision, host: at } as Checkpoint;
+    this.#host(at, (host) => {
+      const others = host.checkpoints.filter((one) => one.service !== service || one.revision !== revision);
+      const images = host.revisions.filter((one) => one.service !== service || one.revision !== revision);
+      return {
+        ...host,
+        checkpoints: checkpointed ? [...others, checkpoint] : others,
+        revisions: [...images, { service, revision, imageId: 'sha256:i', noCheckpoint: !checkpointed }],
+      };
     });
   }
 
@@ -136,7 +158,13 @@ export class World {
     const record = this.services.get('service' in decision ? decision.service : '');
     switch (decision.type) {
       case 'place':
-        this.services.set(decision.service, { ...record!, host: decision.host });
+        this.services.set(decision.service, { ...record!, host: decision.maker, hosts: decision.hosts });
+        return;
+      case 'keep':
+        this.services.set(decision.service, keepMade(record!));
+        return;
+      case 'copy':
+        this.#hold(decision.service, decision.host, decision.revision, record!.current?.problem === undefined);
         return;
       case 'remake': {
         const making = { ...WANTED, force: decision.force };
@@ -164,6 +192,7 @@ export class World {
       case 'withdraw':
         this.#host(decision.host, (host) => ({
           ...host,
+          confirmed: new Map([...host.confirmed].filter(([service]) => service !== decision.service)),
           assignments: host.assignments.filter((one) => one.config?.serviceName !== decision.service),
         }));
         this.cooldowns.set(workKey('withdraw', decision.host, decision.service), this.now + 1_000);
@@ -172,6 +201,9 @@ export class World {
         this.#host(decision.host, (host) => ({
           ...host,
           checkpoints: host.checkpoints.filter(
+            (one) => one.service !== decision.service || decision.keep.includes(one.revision),
+          ),
+          revisions: host.revisions.filter(
             (one) => one.service !== decision.service || decision.keep.includes(one.revision),
           ),
           volumeServices: host.volumeServices.filter((one) => one !== decision.service || !decision.removed),

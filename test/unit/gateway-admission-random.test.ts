@@ -1,12 +1,12 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { type Action, Admission, AGENT_GRACE_MS, LEASE_GRACE_MS, LINGER_MS } from '../../gateway/admission.js';
+import { type Action, Admission, AGENT_GRACE_MS, LEASE_GRACE_MS, LINGER_MS, SLOW_MS } from '../../gateway/admission.js';
 import { noHost } from '../../gateway/refusals.js';
 import { InitlessError } from '../../proto/rpc/errors.js';
 
 const QUEUE_TIMEOUT_MS = 1_000;
 const ABSENT = noHost('demo');
-const AGENTS = ['a', 'b'];
+const AGENTS = ['a', 'b', 'c'];
 
 const agent = fc.constantFrom(...AGENTS);
 const pick = fc.nat();
@@ -23,12 +23,15 @@ const event = fc.oneof(
   { weight: 2, arbitrary: fc.record({ type: fc.constant('recall' as const), pick }) },
   { weight: 2, arbitrary: fc.record({ type: fc.constant('down' as const), agent }) },
   { weight: 3, arbitrary: fc.record({ type: fc.constant('up' as const), agent }) },
+  { weight: 2, arbitrary: fc.record({ type: fc.constant('silent' as const), agent, silent: fc.boolean() }) },
+  { weight: 2, arbitrary: fc.record({ type: fc.constant('doubt' as const), pick, doubtful: fc.boolean() }) },
   { weight: 2, arbitrary: fc.record({ type: fc.constant('resume' as const), agent, mask: fc.nat(15) }) },
   {
     weight: 2,
     arbitrary: fc.record({
       type: fc.constant('configure' as const),
-      hosts: fc.integer({ min: 0, max: 2 }),
+      hosts: fc.integer({ min: 0, max: 3 }),
+      traits: fc.nat(),
       maxConcurrency: fc.integer({ min: 1, max: 4 }),
       queueLimit: fc.integer({ min: 1, max: 6 }),
     }),
@@ -54,6 +57,8 @@ interface Lease {
   idleSince: number;
   /** Takes no more requests: revoked, broken, recalled while idle, or beyond what the route allows. */
   over: boolean;
+  /** Its instance is out of reach. */
+  doubtful: boolean;
   /** It is over then, unless its agent confirms it. */
   unsureUntil: number;
 }
@@ -69,8 +74,16 @@ class World {
   readonly admission = new Admission('demo');
   readonly queue: Waiter[] = [];
   readonly leases = new Map<string, Lease>();
-  /** Acquires under way, with their agents. */
-  readonly acquires = new Map<number, string>();
+  /** Acquires under way, with their agents, and when they were asked. */
+  readonly acquires = new Map<number, { agent: string; at: number }>();
+  /** Agents that are there and do not answer. */
+  readonly silent = new Set<string>();
+  /** Agents of the route that are being drained. */
+  #draining = new Set<string>();
+  /** Agents of the route that have no share. */
+  #shareless = new Set<string>();
+  /** Agents that have ever denied anything: whether they can be asked is the admission's to know. */
+  readonly denied = new Set<string>();
   /** Agents whose stream is there. */
   readonly up = new Set(AGENTS);
   /** Agents that the route leads to. */
@@ -83,7 +96,7 @@ class World {
   #ids = 0;
 
   constructor() {
-    this.#configure(2);
+    this.#configure(2, 0);
   }
 
   play(happened: Event): void {
@@ -101,10 +114,12 @@ class World {
         this.#reserve(happened.agent);
         break;
       case 'deny': {
-        const [acquire] = this.#pick(this.acquires, happened.pick) ?? [];
-        if (acquire === undefined) break;
+        const [acquire, asked] = this.#pick(this.acquires, happened.pick) ?? [];
+        if (acquire === undefined || asked === undefined) break;
+        this.denied.add(asked.agent);
         this.acquires.delete(acquire);
-        const error = new InitlessError(happened.retry === 0 ? 'RESTORE_FAILED' : 'EXHAUSTED', 'no');
+        const code = (['RESTORE_FAILED', 'EXHAUSTED', 'ELSEWHERE'] as const)[happened.retry] ?? 'EXHAUSTED';
+        const error = new InitlessError(code, 'no');
         this.#apply(this.admission.denied(acquire, error, happened.retry * 100, this.now));
         break;
       }
@@ -132,24 +147,42 @@ class World {
       }
       case 'down':
         if (!this.up.delete(happened.agent)) break;
+        this.silent.delete(happened.agent);
         for (const lease of this.leases.values()) {
           if (lease.agent !== happened.agent || lease.asleep) continue;
           lease.unsureUntil = Math.min(lease.unsureUntil, this.now + LEASE_GRACE_MS);
         }
         this.#apply(this.admission.agentDown(happened.agent, this.now));
-        must(![...this.acquires.values()].includes(happened.agent), 'nothing is asked of an agent that is away');
+        must(
+          ![...this.acquires.values()].some((asked) => asked.agent === happened.agent),
+          'nothing is asked of an agent that is away',
+        );
         break;
       case 'up':
         if (this.up.has(happened.agent)) break;
         this.up.add(happened.agent);
+        this.silent.delete(happened.agent);
         this.#apply(this.admission.agentUp(happened.agent, this.now));
         break;
+      case 'silent':
+        if (!this.up.has(happened.agent)) break;
+        if (happened.silent) this.silent.add(happened.agent);
+        else this.silent.delete(happened.agent);
+        this.#apply(this.admission.agentSilent(happened.agent, happened.silent, this.now));
+        break;
+      case 'doubt': {
+        const [key, lease] = this.#pick(this.leases, happened.pick) ?? [];
+        if (key === undefined || lease === undefined) break;
+        lease.doubtful = happened.doubtful;
+        this.#apply(this.admission.doubted(key, happened.doubtful, this.now));
+        break;
+      }
       case 'resume':
         this.#resume(happened.agent, happened.mask);
         break;
       case 'configure':
         this.#limits = { ...this.#limits, maxConcurrency: happened.maxConcurrency, queueLimit: happened.queueLimit };
-        this.#configure(happened.hosts);
+        this.#configure(happened.hosts, happened.traits);
         break;
       case 'wait':
         this.pass(happened.ms);
@@ -181,10 +214,17 @@ class World {
     }
   }
 
-  #configure(hosts: number): void {
+  /** @param traits whether each is being drained, has no share, or is to keep instances parked: three bits for each. */
+  #configure(hosts: number, traits: number): void {
     this.#hosts = AGENTS.slice(0, hosts);
+    const has = (index: number, bit: number) => ((traits >> (3 * index + bit)) & 1) === 1;
+    this.#draining = new Set(this.#hosts.filter((_, index) => has(index, 0)));
+    this.#shareless = new Set(this.#hosts.filter((_, index) => has(index, 1)));
     for (const lease of this.leases.values()) if (lease.asleep && !this.#hosts.includes(lease.agent)) lease.over = true;
-    const choices = this.#hosts.map((name) => ({ agent: name, host: name, up: this.up.has(name) }));
+    const choices = this.#hosts.map((name, index) => ({
+      ...{ agent: name, host: name, up: this.up.has(name), silent: this.silent.has(name) },
+      ...{ draining: has(index, 0), maxRunning: has(index, 1) ? 0 : 5, parked: has(index, 2) ? 1 : 0 },
+    }));
     const { maxConcurrency } = this.#limits;
     const taken = new Map<string, number>();
     const before = new Map([...this.leases].map(([key, { slots }]) => [key, slots]));
@@ -235,14 +275,17 @@ class World {
     this.#apply(this.admission.done(key, this.now));
   }
 
-  /** As an agent does: never more slots on an instance than are free, all of them at once. */
+  /** As an agent does: never more slots on an instance than are free, all of them at once, and nothing of what is reserved. */
   #grant(number: number, share: boolean): void {
-    const [acquire, by] = this.#pick(this.acquires, number) ?? [];
-    if (acquire === undefined || by === undefined) return;
+    const [acquire, asked] = this.#pick(this.acquires, number) ?? [];
+    if (acquire === undefined || asked === undefined) return;
+    const by = asked.agent;
     this.acquires.delete(acquire);
     const key = `L${++this.#ids}`;
     const { maxConcurrency } = this.#limits;
-    const instances = [...this.leases.values()].filter((lease) => lease.agent === by).map(({ instance }) => instance);
+    const instances = [...this.leases.values()]
+      .filter((lease) => lease.agent === by && !lease.asleep)
+      .map(({ instance }) => instance);
     const free = (instance: string) =>
       [...this.leases.values()].reduce(
         (left, held) => left - (held.instance === instance ? held.slots : 0),
@@ -252,9 +295,19 @@ class World {
     const slots = free(instance);
     const idleSince = this.now;
     const unsureUntil = Number.POSITIVE_INFINITY;
-    const books = { agent: by, instance, slots, inFlight: 0, asleep: false, idleSince, over: false, unsureUntil };
+    const books = {
+      agent: by,
+      instance,
+      slots,
+      inFlight: 0,
+      asleep: false,
+      idleSince,
+      over: false,
+      doubtful: false,
+      unsureUntil,
+    };
     this.leases.set(key, books);
-    this.#apply(this.admission.granted(acquire, { lease: key, agent: by, instance, slots }, this.now));
+    this.#apply(this.admission.granted(acquire, { lease: key, agent: by, instance, slots }, this.now, !share));
   }
 
   /** As an agent does: a parked instance with all of its slots, by an agent that the service is known to be on. */
@@ -271,6 +324,7 @@ class World {
       asleep: true,
       idleSince: this.now,
       over: false,
+      doubtful: false,
       unsureUntil,
     };
     this.leases.set(key, books);
@@ -309,7 +363,10 @@ class World {
     must(this.admission.nextTick !== undefined, 'who waits, waits for something that has an end');
     for (const lease of this.leases.values()) {
       const usable =
-        this.#stands(lease) && (!lease.asleep || (this.up.has(lease.agent) && this.#hosts.includes(lease.agent)));
+        this.#stands(lease) &&
+        !lease.doubtful &&
+        this.#isToStay(lease) &&
+        (!lease.asleep || this.#answers(lease.agent));
       must(!usable || lease.inFlight >= lease.slots, 'nobody waits while a slot is free');
     }
   }
@@ -319,6 +376,7 @@ class World {
       case 'assign': {
         const lease = this.leases.get(action.lease);
         must(lease !== undefined && this.#stands(lease), 'requests go over leases that stand');
+        must(!lease.doubtful, 'nothing is sent where it cannot arrive');
         must(!lease.asleep, 'a reserved lease is activated before a request goes over it');
         must(this.queue[0]?.ticket === action.ticket, 'first come, first served');
         this.#outcome(action.ticket);
@@ -329,9 +387,10 @@ class World {
       case 'activate': {
         const lease = this.leases.get(action.lease);
         must(lease?.asleep === true && this.#stands(lease), 'only what is reserved and stands is activated, and once');
-        must(this.up.has(lease.agent), 'an agent that is away could not be told');
+        must(this.#answers(lease.agent), 'an agent that is away could not be told');
         must(this.queue.length > 0, 'nothing is activated for nobody');
         for (const other of this.leases.values()) {
+          if (other.doubtful || !this.#isToStay(other)) continue;
           const free = !other.asleep && this.#stands(other) && other.inFlight < other.slots;
           must(!free, 'what is reserved is used only when nothing that runs has a slot');
         }
@@ -344,9 +403,18 @@ class World {
       case 'acquire': {
         must(this.up.has(action.agent), 'only an agent that is there is asked');
         must(!this.acquires.has(action.acquire), 'each acquire has a number of its own');
-        this.acquires.set(action.acquire, action.agent);
+        this.acquires.set(action.acquire, { agent: action.agent, at: this.now });
         const needed = Math.ceil(this.queue.length / this.#limits.maxConcurrency);
-        must(this.acquires.size <= needed, 'no more instances are asked for than are needed');
+        const quick = [...this.acquires.values()].filter(
+          (asked) => this.#answers(asked.agent) && this.now - asked.at < SLOW_MS,
+        );
+        must(quick.length <= needed, 'no more instances are asked for than are needed, but for what takes long');
+        if (this.silent.has(action.agent)) {
+          must(
+            !this.#hosts.some((name) => this.#couldServe(name)),
+            'who does not answer is asked only where nobody does',
+          );
+        }
         const youngest = Math.max(...this.queue.map(({ deadline }) => deadline));
         must(action.timeoutMs === Math.ceil(youngest - this.now), 'an acquire has the time of its youngest request');
         break;
@@ -382,6 +450,20 @@ class World {
 
   #stands({ over, unsureUntil }: Lease): boolean {
     return !over && this.now < unsureUntil;
+  }
+
+  #answers(name: string): boolean {
+    return this.up.has(name) && !this.silent.has(name);
+  }
+
+  /** Whether a lease is of a host that is there to stay. What others have is used only in need. */
+  #isToStay({ agent: name }: Lease): boolean {
+    return this.#hosts.includes(name) && !this.#draining.has(name);
+  }
+
+  /** Whether nothing is known against an agent. */
+  #couldServe(name: string): boolean {
+    return this.#answers(name) && !this.denied.has(name) && !this.#draining.has(name) && !this.#shareless.has(name);
   }
 
   #slotsOn(instance: string): number {

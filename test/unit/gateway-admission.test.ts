@@ -1,21 +1,21 @@
 import { describe, expect, test } from 'vitest';
-import {
-  type Action,
-  Admission,
-  AGENT_GRACE_MS,
-  type AgentChoice,
-  LEASE_GRACE_MS,
-  LINGER_MS,
-} from '../../gateway/admission.js';
+import { type Action, Admission, AGENT_GRACE_MS, LEASE_GRACE_MS, LINGER_MS, SLOW_MS } from '../../gateway/admission.js';
+import type { AgentChoice } from '../../gateway/choice.js';
 import { noHost } from '../../gateway/refusals.js';
 import { InitlessError } from '../../proto/rpc/errors.js';
 
 const LIMITS = { maxConcurrency: 2, queueLimit: 5, queueTimeoutMs: 1_000 };
 const ABSENT = noHost('demo');
-const error = (code: 'EXHAUSTED' | 'RESTORE_FAILED' | 'DEADLINE') => new InitlessError(code, `said ${code}`);
+const error = (code: 'EXHAUSTED' | 'ELSEWHERE' | 'RESTORE_FAILED' | 'DEADLINE') =>
+  new InitlessError(code, `said ${code}`);
+
+function choice(agent: string, changes: Partial<AgentChoice> = {}): AgentChoice {
+  const host = `host-${agent}`;
+  return { agent, host, up: true, silent: false, maxRunning: 10, parked: 0, draining: false, ...changes };
+}
 
 function choices(...names: string[]): AgentChoice[] {
-  return names.map((agent) => ({ agent, host: `host-${agent}`, up: true }));
+  return names.map((agent) => choice(agent));
 }
 
 function admission(agents = choices('a'), limits = LIMITS): Admission {
@@ -385,5 +385,99 @@ describe('a reserved lease', () => {
     it.reserved(lease('R'), 0);
     expect(short(it.revoked('R', 1))).toEqual(['release R']);
     expect(short(it.enter(1, 2))).toEqual(['acquire 1 a']);
+  });
+});
+
+describe('several hosts', () => {
+  const long = { ...LIMITS, queueTimeoutMs: 60_000 };
+
+  test('are asked where an instance may be parked first, also when another one serves already', () => {
+    const it = admission([choice('a'), choice('b', { parked: 1 })]);
+    it.reserved(lease('L', 1, 'a'), 0);
+    expect(short(it.enter(1, 0))).toEqual(['activate L', 'assign 1 L']);
+    expect(short(it.enter(2, 1))).toEqual(['acquire 1 b']);
+  });
+
+  test('are asked in order again when the one that parks had to make an instance, until it reserves one', () => {
+    const it = admission([choice('a'), choice('b', { parked: 1 })]);
+    it.enter(1, 0);
+    it.granted(1, lease('L', 1, 'b'), 1, true);
+    it.broken('L');
+    expect(short(it.enter(2, 2))).toEqual(['acquire 2 a']);
+    it.leave(2, 3);
+    it.reserved(lease('R', 1, 'b'), 4);
+    it.enter(3, 5);
+    expect(short(it.enter(4, 6))).toEqual(['acquire 3 b !i-L']);
+  });
+
+  test('that say ELSEWHERE are passed over for the next, and asked again after the time they named when all have', () => {
+    const it = admission(choices('a', 'b'), long);
+    it.enter(1, 0);
+    expect(short(it.denied(1, error('ELSEWHERE'), 50, 10))).toEqual(['acquire 2 b']);
+    expect(short(it.denied(2, error('EXHAUSTED'), 80, 20))).toEqual([]);
+    expect(it.nextTick).toBe(60);
+    expect(short(it.tick(60))).toEqual(['acquire 3 a']);
+  });
+
+  test('that say so without a time are not asked in a loop', () => {
+    const it = admission(choices('a', 'b'), long);
+    it.enter(1, 0);
+    expect(short(it.denied(1, error('ELSEWHERE'), 0, 10))).toEqual(['acquire 2 b']);
+    expect(short(it.denied(2, error('ELSEWHERE'), 0, 10))).toEqual([]);
+    expect(it.nextTick).toBeGreaterThan(20);
+  });
+
+  test('without a share are passed over as long as another has one, though it is busy', () => {
+    const it = admission([choice('a', { maxRunning: 0, parked: 1 }), choice('b')], long);
+    expect(short(it.enter(1, 0))).toEqual(['acquire 1 b']);
+    expect(short(it.denied(1, error('ELSEWHERE'), 50, 10))).toEqual([]);
+    expect(short(it.agentDown('b', 20))).toEqual(['acquire 2 a']);
+  });
+
+  test('that do not answer lose what was asked of them to one that does, and get nothing new until they answer', () => {
+    const it = admission([choice('a', { parked: 1 }), choice('b')], long);
+    it.reserved(lease('R', 1, 'a'), 0);
+    it.enter(1, 0);
+    it.enter(2, 0);
+    it.reserved(lease('S', 1, 'a'), 0);
+    expect(short(it.enter(3, 0))).toEqual(['acquire 2 a']);
+    expect(short(it.agentSilent('a', true, 10))).toEqual(['cancel 2', 'acquire 3 b']);
+    it.reserved(lease('T', 1, 'a'), 11);
+    expect(short(it.enter(4, 12))).toEqual([]);
+    expect(short(it.agentSilent('a', false, 20))).toEqual(['activate T', 'assign 3 T']);
+  });
+
+  test('that do not answer are waited for where no other can serve', () => {
+    const it = admission(choices('a'), long);
+    it.enter(1, 0);
+    expect(short(it.agentSilent('a', true, 10))).toEqual([]);
+    expect(short(it.granted(1, lease('L'), 20))).toEqual(['assign 1 L']);
+  });
+
+  test('that take long are stood in for by one that may have an instance parked, once, and what is late is not needed', () => {
+    const it = admission([choice('a'), choice('b'), choice('c')], long);
+    expect(short(it.enter(1, 0))).toEqual(['acquire 1 a']);
+    expect(short(it.tick(SLOW_MS))).toEqual([]);
+    it.configure(long, [choice('a'), choice('b'), choice('c', { parked: 1 })], ABSENT, SLOW_MS + 1);
+    expect(short(it.tick(SLOW_MS + 2))).toEqual([]);
+    expect(short(it.granted(2, lease('L', 1, 'c'), SLOW_MS + 3))).toEqual(['assign 1 L', 'cancel 1']);
+  });
+
+  test('whose instance is out of reach get no requests over that lease, until it is reached again', () => {
+    const it = admission(choices('a', 'b'), long);
+    it.enter(1, 0);
+    it.granted(1, lease('L'), 1);
+    it.doubted('L', true, 2);
+    expect(short(it.enter(2, 3))).toEqual(['acquire 2 a']);
+    expect(short(it.doubted('L', false, 4))).toEqual(['assign 2 L']);
+  });
+
+  test('that are drained serve only while no other can', () => {
+    const it = admission(choices('a', 'b'), long);
+    it.enter(1, 0);
+    it.granted(1, lease('L'), 1);
+    it.configure(long, [choice('a', { draining: true }), choice('b')], ABSENT, 2);
+    expect(short(it.enter(2, 3))).toEqual(['acquire 2 b']);
+    expect(short(it.denied(2, error('ELSEWHERE'), 50, 4))).toEqual(['assign 2 L']);
   });
 });

@@ -20,6 +20,9 @@ const PURE = [
   'agent/memory/model.ts',
   'agent/memory/stretches.ts',
   'gateway/admission.ts',
+  'gateway/capacity.ts',
+  'gateway/choice.ts',
+  'gateway/table.ts',
   ...sources('control-plane/core'),
 ];
 

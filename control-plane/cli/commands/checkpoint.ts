@@ -37,6 +37,7 @@ export function addCheckpointCommands(parent: Command, register: Register): void
       .description('Show a checkpoint with its files.')
       .argument('<service>')
       .option('--revision <id>', 'revision; the current one where none is given')
+      .option('--host <name>', 'host that holds it; any where none is given')
       .option('--verify', 'check every digest too')
       .addOption(outputOption()),
     (context, name: string, options: InspectOptions) => inspect(context, name, options),
@@ -45,6 +46,7 @@ export function addCheckpointCommands(parent: Command, register: Register): void
 
 interface InspectOptions {
   revision?: string;
+  host?: string;
   verify?: boolean;
   output: OutputFormat;
 }
@@ -85,10 +87,10 @@ async function create(context: CliContext, name: string, wait: boolean): Promise
 
 /** Ends with 1 when the checkpoint is quarantined, so that a script can tell. */
 async function inspect(context: CliContext, name: string, options: InspectOptions): Promise<number> {
-  const { revision = '', verify = false } = options;
+  const { revision = '', host = '', verify = false } = options;
   const answer = await context.withAdmin((admin) =>
     admin.call(`GetCheckpoint ${name}`, context.timeoutMs(verify ? VERIFY_MS : CALL_MS), (client, callOptions) =>
-      client.getCheckpoint({ serviceName: name, revision, verify }, callOptions),
+      client.getCheckpoint({ serviceName: name, revision, verify, host }, callOptions),
     ),
   );
   const checkpoint = present(answer.checkpoint, 'checkpoint');

@@ -1,6 +1,7 @@
 import { join, resolve } from 'node:path';
 import type { Command } from 'commander';
 import { runDemo } from '../demo/demo.js';
+import { runFleetDemo } from '../demo/fleet.js';
 import { parseWhole, type Register } from '../flags.js';
 import { projectRoot } from '../machine/root.js';
 
@@ -8,6 +9,7 @@ interface DemoFlags {
   codeDir?: string;
   host: string;
   rounds: number;
+  fleet?: boolean;
 }
 
 /** Adds `demo`. */
@@ -22,12 +24,18 @@ export function addDemoCommand(program: Command, register: Register): void {
       )
       .option('--code-dir <dir>', 'folder of services (default: sample/ of this repository)')
       .option('--host <name>', 'name of the host', 'host1')
-      .option('-n, --rounds <n>', 'rounds of timing', parseWhole(1, 1000), 3),
-    (context, flags: DemoFlags) =>
-      runDemo(context, {
+      .option('-n, --rounds <n>', 'rounds of timing', parseWhole(1, 1000), 3)
+      .option(
+        '--fleet',
+        'instead: three hosts, two gateways and Redis, of which some are killed under load, and what became of the requests',
+      ),
+    (context, flags: DemoFlags) => {
+      if (flags.fleet) return runFleetDemo(context);
+      return runDemo(context, {
         codeDir: flags.codeDir === undefined ? join(projectRoot(), 'sample') : resolve(context.cwd, flags.codeDir),
         host: flags.host,
         rounds: flags.rounds,
-      }),
+      });
+    },
   );
 }

@@ -1,15 +1,22 @@
 import { type Command, InvalidArgumentError } from 'commander';
 import { Host } from '../../../proto/gen/initless/v1/types.js';
-import { toInitlessError } from '../../../proto/rpc/errors.js';
+import { sleep } from '../../../proto/rpc/deadline.js';
+import { fromGrpcError, toInitlessError } from '../../../proto/rpc/errors.js';
 import type { CliContext } from '../context.js';
 import type { Register } from '../flags.js';
-import { formatAge, formatBytes } from '../format.js';
+import { formatAge, formatBytes, hostPhaseWord } from '../format.js';
 import { type HostStatus, hostDown, hostUp, listHosts } from '../machine/host.js';
 import { type HostVolume, parseHostVolume } from '../machine/host-volumes.js';
 import { type OutputFormat, outputOption, printValue, renderTable } from '../output.js';
 import { requireRoot } from '../require-root.js';
+import { addHostAdminCommands } from './host-admin.js';
 
-/** Adds `host up`, `down` and `ls`. The first two work on this machine; `ls` also asks the control plane, if it runs. */
+const CALL_MS = 30_000;
+/** How often, and how soon again, the control plane is asked to forget a host that it still takes for connected. */
+const FORGET_TRIES = 40;
+const FORGET_PAUSE_MS = 250;
+
+/** Adds the host commands. `up` and `down` work on this machine; `ls` also asks the control plane, if it runs. */
 export function addHostCommands(parent: Command, register: Register): void {
   register(
     parent
@@ -35,6 +42,7 @@ export function addHostCommands(parent: Command, register: Register): void {
       .option('--volume', 'remove its volume too'),
     (context, name: string, options: { volume?: boolean }) => down(context, name, options.volume ?? false),
   );
+  addHostAdminCommands(parent, register);
   register(
     parent
       .command('ls')
@@ -71,7 +79,37 @@ async function down(context: CliContext, name: string, removeVolume: boolean): P
     progress: context.say,
     removeVolume,
   });
+  if (removeVolume) await forget(context, name);
   context.stdout.write(removed.length === 0 ? `there is no host ${name}\n` : `removed ${removed.join(', ')}\n`);
+}
+
+/** What a host had is gone with its volume: the control plane is not to wait for it. One that does not run need not know. */
+async function forget(context: CliContext, host: string): Promise<void> {
+  try {
+    await context.withAdmin((admin) =>
+      admin.call(`RemoveHost ${host}`, context.timeoutMs(CALL_MS), async (client, options) => {
+        for (let tries = 0; ; tries++) {
+          try {
+            return await client.removeHost({ host }, options);
+          } catch (error) {
+            // It is seen to be gone when its connection is.
+            if (tries === FORGET_TRIES || fromGrpcError(error, 'RemoveHost').code !== 'NOT_ALLOWED') throw error;
+            await sleep(FORGET_PAUSE_MS, options.signal);
+          }
+        }
+      }),
+    );
+  } catch (thrown) {
+    const error = toInitlessError(thrown);
+    if (error.code !== 'CONTROL_PLANE_DOWN' && error.code !== 'NOT_FOUND') throw error;
+  }
+}
+
+/** A host's agent in words: "connected", "draining", "cordoned", "away", "lost". */
+function stateOf(host: Host): string {
+  if (!host.connected) return hostPhaseWord(host.phase);
+  if (host.draining) return 'draining';
+  return host.cordoned ? 'cordoned' : 'connected';
 }
 
 /** One host as this machine's engine and the control plane see it; either may know nothing of it. */
@@ -120,13 +158,14 @@ async function list(context: CliContext, format: OutputFormat): Promise<void> {
 /** The table of `initless host ls`. */
 export function hostTable(rows: readonly HostRow[]): string {
   return renderTable(
-    ['HOST', 'CONTAINER', 'AGENT', 'ENGINE', 'ADDRESS', 'RUNNING', 'PARKED', 'CPUS', 'MEMORY', 'SINCE'],
+    ['HOST', 'CONTAINER', 'AGENT', 'ENGINE', 'ADDRESS', 'SERVICES', 'RUNNING', 'PARKED', 'CPUS', 'MEMORY', 'SINCE'],
     rows.map(({ name, container, host }) => [
       name,
       container?.state ?? '',
-      host ? (host.connected ? 'connected' : 'lost') : '',
+      host ? stateOf(host) : '',
       host?.engine?.ready ? host.engine.version : (host?.engine?.error ?? ''),
       host?.leaseAddress || (container?.address ?? ''),
+      host ? String(host.services) : '',
       host ? String(host.instances?.running ?? 0) : '',
       host ? String(host.instances?.parked ?? 0) : '',
       host ? String(host.cpus) : '',

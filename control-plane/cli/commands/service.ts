@@ -26,8 +26,10 @@ export function addServiceCommands(service: Command, register: Register): void {
       .command('wake')
       .description('Bring an instance of a service up without a request.')
       .argument('<service>')
+      .option('--host <name>', 'on this host; the one that requests are sent to first where none is given')
       .addOption(outputOption()),
-    (context, name: string, options: { output: OutputFormat }) => wake(context, name, options.output),
+    (context, name: string, options: { host?: string; output: OutputFormat }) =>
+      wake(context, name, options.host ?? '', options.output),
   );
   register(
     service
@@ -46,7 +48,7 @@ async function list(context: CliContext, format: OutputFormat): Promise<void> {
   );
   printValue(context.stdout, format, services.map(Service.toJSON), () =>
     renderTable(
-      ['SERVICE', 'STATE', 'PORT', 'REVISION', 'RUNNING', 'PARKED', 'HOST', 'UPDATED', 'PROBLEM'],
+      ['SERVICE', 'STATE', 'PORT', 'REVISION', 'RUNNING', 'PARKED', 'HOSTS', 'UPDATED', 'PROBLEM'],
       services.map((service) => [
         service.config?.serviceName ?? '',
         serviceStateWord(service.state),
@@ -54,7 +56,7 @@ async function list(context: CliContext, format: OutputFormat): Promise<void> {
         service.current?.id ?? '',
         String(service.instances?.running ?? 0),
         String(service.instances?.parked ?? 0),
-        service.host,
+        service.hosts.map(({ host }) => host).join(' '),
         formatAge(service.updatedAt, new Date()),
         problemOfService(service)?.code ?? '',
       ]),
@@ -98,9 +100,15 @@ function describeService(service: Service): string {
     ['instances at most', String(config?.maxPoolSize ?? '')],
     ['pool', poolText(service)],
     ['folder', service.folder],
-    ['host', service.host],
+    ['made on', service.host],
+    ...service.hosts.map(({ host, parked, maxRunning, instances, note }): [string, string] => [
+      `host ${host}`,
+      note ||
+        `serves: ${instances?.running ?? 0} of ${maxRunning} running, ${instances?.parked ?? 0} of ${parked} parked`,
+    ]),
     ['revision', service.current?.id ?? ''],
     ['revision in the making', service.pending?.id ?? ''],
+    ['earlier revisions', service.previous.map(({ id }) => id).join(' ')],
     ['image id', service.current?.imageId ?? ''],
     ['instances', `${service.instances?.running ?? 0} running, ${service.instances?.parked ?? 0} parked`],
     ['updated', service.updatedAt?.toISOString() ?? ''],
@@ -122,10 +130,10 @@ function poolText({ pool }: Service): string {
   return pool.auto ? `auto: ${pool.parked} parked; ${pool.reason}` : `${pool.parked} parked`;
 }
 
-async function wake(context: CliContext, name: string, format: OutputFormat): Promise<void> {
+async function wake(context: CliContext, name: string, host: string, format: OutputFormat): Promise<void> {
   const { instance } = await context.withAdmin((admin) =>
     admin.call(`WakeService ${name}`, context.timeoutMs(WAKE_MS), (client, options) =>
-      client.wakeService({ serviceName: name }, options),
+      client.wakeService({ serviceName: name, host }, options),
     ),
   );
   const found = present(instance, 'instance');

@@ -4,7 +4,7 @@ import { InitlessError } from '../../../proto/rpc/errors.js';
 export const DEFAULT_PROJECT = 'initless';
 
 /** The image that hosts are made from; one for all projects of a machine. */
-export const HOST_IMAGE = 'initless/host:latest';
+export const HOST_IMAGE = 'initless-host:latest';
 
 /** The image that samples and the host image start from; made on the machine where no registry has it. */
 export const BASE_IMAGE = 'debian:trixie-slim';

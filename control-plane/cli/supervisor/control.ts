@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
 import { closeSync, openSync, readFileSync } from 'node:fs';
 import { get } from 'node:http';
+import { connect } from 'node:net';
 import { fileURLToPath } from 'node:url';
 import { sleep, withDeadline } from '../../../proto/rpc/deadline.js';
 import { InitlessError } from '../../../proto/rpc/errors.js';
@@ -152,8 +153,10 @@ export async function partStatuses(files: RunFiles): Promise<PartStatus[]> {
   );
 }
 
-/** Whether a health address answers with 200, within two seconds. Anything else is a no. */
+/** Whether a health address answers with 200, or takes a connection, within two seconds. Anything else is a no. */
 export function isReady(url: string): Promise<boolean> {
+  const { protocol, hostname, port } = new URL(url);
+  if (protocol === 'tcp:') return takesConnections(hostname, Number(port));
   return new Promise((resolve) => {
     const request = get(url, { timeout: 2_000, agent: false }, (response) => {
       response.resume();
@@ -162,5 +165,18 @@ export function isReady(url: string): Promise<boolean> {
     request.on('timeout', () => request.destroy());
     request.on('error', () => resolve(false));
     request.on('close', () => resolve(false));
+  });
+}
+
+function takesConnections(host: string, port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect({ host, port, timeout: 2_000 });
+    const say = (answer: boolean) => {
+      resolve(answer);
+      socket.destroy();
+    };
+    socket.on('connect', () => say(true));
+    socket.on('timeout', () => say(false));
+    socket.on('error', () => say(false));
   });
 }

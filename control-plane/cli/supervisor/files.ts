@@ -7,9 +7,13 @@ import { identityOf, isAlive, type ProcessIdentity } from './process-identity.js
 export interface Part {
   /** Such as "gateway"; names its log too. */
   name: string;
-  /** Arguments of Node: script and flags. */
+  /** The program: a path, or a name that is looked for in PATH. Undefined: Node. */
+  program?: string;
+  /** Its arguments. */
   args: string[];
-  /** Answers with 200 when the part is ready. */
+  /** Variables that it gets besides ours. */
+  env?: Record<string, string>;
+  /** "http://..." answers with 200 when the part is ready; to "tcp://HOST:PORT" a connection can then be made. */
   readyUrl: string;
 }
 
@@ -22,6 +26,9 @@ export interface Plan {
   /** Settings file and `code_dir` that were given, for an `initless up` that gives none. */
   settings: string | undefined;
   codeDir: string | undefined;
+  /** Gateways, and whether there is a Redis, likewise. */
+  gateways?: number;
+  redis?: boolean;
 }
 
 /** How one part is doing. */

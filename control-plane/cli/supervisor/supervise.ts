@@ -72,7 +72,10 @@ async function keepRunning(
 function start(part: Part, files: RunFiles): ChildProcess {
   const log = openSync(files.log(part.name), 'a', 0o600);
   try {
-    return spawn(process.execPath, part.args, { stdio: ['ignore', log, log], detached: true, cwd: '/' });
+    const env = { ...process.env, ...part.env };
+    return spawn(part.program ?? process.execPath, part.args, {
+      ...{ stdio: ['ignore', log, log], detached: true, cwd: '/', env },
+    });
   } finally {
     closeSync(log);
   }

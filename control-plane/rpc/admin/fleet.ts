@@ -1,7 +1,6 @@
 import type { AdminServiceImplementation } from '../../../proto/gen/initless/v1/admin.js';
 import type { Instance } from '../../../proto/gen/initless/v1/types.js';
 import { InitlessError } from '../../../proto/rpc/errors.js';
-import { countInstances } from '../../core/view.js';
 import { type AdminParts, findInstance, oddAnswer } from './parts.js';
 
 /** Freezing, thawing and removing are quick; this is for a host that is busy. */
@@ -12,13 +11,7 @@ const VERIFY_MS = 600_000;
 
 type FleetCalls = Pick<
   AdminServiceImplementation,
-  | 'listHosts'
-  | 'listInstances'
-  | 'parkInstance'
-  | 'thawInstance'
-  | 'removeInstance'
-  | 'listCheckpoints'
-  | 'getCheckpoint'
+  'listInstances' | 'parkInstance' | 'thawInstance' | 'removeInstance' | 'listCheckpoints' | 'getCheckpoint'
 >;
 
 const byServiceAndAge = (
@@ -31,7 +24,7 @@ const byServiceAndAge = (
       ? -1
       : 1;
 
-/** Calls about hosts and what is on them. */
+/** Calls about what is on hosts. */
 export function fleetCalls(parts: AdminParts): FleetCalls {
   const { fleet, registry } = parts;
   const connected = () => fleet.list().filter((host) => host.connected);
@@ -48,24 +41,6 @@ export function fleetCalls(parts: AdminParts): FleetCalls {
   }
 
   return {
-    async listHosts() {
-      return {
-        hosts: fleet.list().map((host) => ({
-          name: host.name,
-          connected: host.connected,
-          leaseAddress: host.leaseAddress,
-          agentVersion: host.agentVersion,
-          engine: host.engine,
-          fingerprint: host.fingerprint,
-          since: new Date(host.since),
-          instances: countInstances(host.connected ? host.instances : []),
-          cpus: host.cpus,
-          memoryTotal: host.memoryTotal,
-          memoryAvailable: host.memoryAvailable,
-        })),
-      };
-    },
-
     async listInstances({ serviceName }) {
       if (serviceName !== '') registry.get(serviceName);
       const instances = connected()
@@ -94,16 +69,18 @@ export function fleetCalls(parts: AdminParts): FleetCalls {
       return { checkpoints: checkpoints.sort(byServiceAndAge) };
     },
 
-    async getCheckpoint({ serviceName, revision, verify }, { signal }) {
+    async getCheckpoint({ serviceName, revision, verify, host }, { signal }) {
       const record = registry.get(serviceName);
       const wanted = revision === '' ? record.current?.id : revision;
       const found = fleet
         .list()
-        .find((host) => host.checkpoints.some((one) => one.service === serviceName && one.revision === wanted));
+        .filter((one) => host === '' || one.name === fleet.get(host).name)
+        .sort((a, b) => Number(b.connected) - Number(a.connected))
+        .find((one) => one.checkpoints.some((held) => held.service === serviceName && held.revision === wanted));
       if (found === undefined) {
         throw new InitlessError(
           'NOT_FOUND',
-          `${serviceName} has no checkpoint${revision && ` of revision ${revision}`}`,
+          `${serviceName} has no checkpoint${revision && ` of revision ${revision}`}${host && ` on ${host}`}`,
           {
             subject: serviceName,
             nextStep: `'initless checkpoint ls' lists those that are there; 'initless checkpoint create ${serviceName}' makes one`,

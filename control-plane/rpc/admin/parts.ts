@@ -4,7 +4,7 @@ import { errorOf, InitlessError } from '../../../proto/rpc/errors.js';
 import type { BuildLog } from '../../build-log.js';
 import type { MadeRevision, ServiceRecord } from '../../core/model.js';
 import { isEnabled } from '../../core/model.js';
-import { serviceView, verdict } from '../../core/view.js';
+import { serves, serviceView, verdict } from '../../core/view.js';
 import type { EventLog } from '../../events.js';
 import type { Fleet } from '../../fleet/fleet.js';
 import type { HostLink } from '../../fleet/host-link.js';
@@ -38,8 +38,12 @@ export interface Serving {
   link: HostLink;
 }
 
-/** Errors: NOT_FOUND, DISABLED, NOT_READY (why), NO_HOST, AGENT_DOWN. */
-export function serving(parts: AdminParts, name: string): Serving {
+/**
+ * A service on the host that requests are sent to first, or on the one that is named.
+ *
+ * Errors: NOT_FOUND, DISABLED, NOT_READY (why), NO_HOST, AGENT_DOWN.
+ */
+export function serving(parts: AdminParts, name: string, at = ''): Serving {
   const record = parts.registry.get(name);
   const { state, problem } = verdict(record, parts.reconciler.snapshot());
   if (!isEnabled(record)) {
@@ -57,7 +61,26 @@ export function serving(parts: AdminParts, name: string): Serving {
       outputTail: problem?.outputTail,
     });
   }
-  return { record, current: record.current, link: parts.fleet.link(record.current.host) };
+  return {
+    record,
+    current: record.current,
+    link: parts.fleet.link(at === '' ? servingHost(parts, record) : hostOf(parts, record, at)),
+  };
+}
+
+function servingHost({ fleet }: AdminParts, record: ServiceRecord): string {
+  const hosts = record.hosts.map((name) => fleet.list().find((host) => host.name === name));
+  const found = hosts.find((host) => host?.connected && serves(host, record.name));
+  return found?.name ?? record.hosts[0] ?? record.current?.host ?? '';
+}
+
+/** Errors: NOT_FOUND, NOT_READY. */
+function hostOf({ fleet }: AdminParts, { name }: ServiceRecord, at: string): string {
+  if (serves(fleet.get(at), name)) return at;
+  throw new InitlessError('NOT_READY', `${at} does not serve ${name}`, {
+    subject: name,
+    nextStep: `'initless service explain ${name}' says which hosts do, and why`,
+  });
 }
 
 /** An instance that a connected host has reported. Errors: NOT_FOUND. */

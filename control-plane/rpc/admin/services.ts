@@ -3,7 +3,8 @@ import { join } from 'node:path';
 import type { AdminServiceImplementation, ApplyServiceRequest } from '../../../proto/gen/initless/v1/admin.js';
 import { InitlessError } from '../../../proto/rpc/errors.js';
 import { CONFIG_FILE } from '../../contexts/limits.js';
-import { markRemoved, WANTED } from '../../core/intake.js';
+import { explain } from '../../core/explain.js';
+import { markRemoved, rollBack, WANTED } from '../../core/intake.js';
 import type { ServiceRecord } from '../../core/model.js';
 import { agentDown, isBuilding } from '../../core/view.js';
 import { type AdminParts, oddAnswer, serving, view } from './parts.js';
@@ -15,7 +16,15 @@ const WAKE_SLACK_MS = 30_000;
 
 type ServiceCalls = Pick<
   AdminServiceImplementation,
-  'applyService' | 'getService' | 'listServices' | 'removeService' | 'wakeService' | 'createCheckpoint' | 'getInfo'
+  | 'applyService'
+  | 'getService'
+  | 'listServices'
+  | 'removeService'
+  | 'rollbackService'
+  | 'explainService'
+  | 'wakeService'
+  | 'createCheckpoint'
+  | 'getInfo'
 >;
 
 /** Calls about services. */
@@ -43,8 +52,20 @@ export function serviceCalls(parts: AdminParts): ServiceCalls {
       return {};
     },
 
-    async wakeService({ serviceName }, { signal }) {
-      const { record, link } = serving(parts, serviceName);
+    async rollbackService({ serviceName, revision }) {
+      const record = await registry.change(serviceName, (existing) => goBack(parts, existing, revision));
+      const id = record.current?.id ?? '';
+      const message = `${serviceName} goes back to revision ${id}`;
+      events.add({ kind: 'service.rolled_back', service: serviceName, revision: id, message });
+      return { service: view(parts, record) };
+    },
+
+    async explainService({ serviceName }) {
+      return explain(registry.get(serviceName), reconciler.snapshot(), Date.now());
+    },
+
+    async wakeService({ serviceName, host }, { signal }) {
+      const { record, link } = serving(parts, serviceName, host);
       const { startTimeoutMs, healthCheckTimeoutMs } = record.config;
       const what = `waking ${serviceName} on ${link.name}`;
       const timeoutMs = startTimeoutMs + 2 * healthCheckTimeoutMs + WAKE_SLACK_MS;
@@ -59,7 +80,7 @@ export function serviceCalls(parts: AdminParts): ServiceCalls {
     async createCheckpoint({ serviceName }) {
       const before = registry.get(serviceName);
       const snapshot = reconciler.snapshot();
-      const host = before.current?.host ?? before.host;
+      const { host } = before;
       if (!snapshot.hosts.some((one) => one.connected)) {
         throw new InitlessError('NO_HOST', 'no host is connected', { nextStep: "run 'initless host up host1'" });
       }
@@ -124,6 +145,22 @@ function makeAgain(record: ServiceRecord): ServiceRecord {
     return record.pending === undefined ? record : { ...record, pending: { ...record.pending, making: WANTED } };
   }
   return { ...record, current: { ...record.current, making: { ...WANTED, force: true } } };
+}
+
+/** Errors: NOT_FOUND (no such revision is kept), NOT_ALLOWED (there is none before). */
+function goBack(parts: AdminParts, record: ServiceRecord, revision: string): ServiceRecord {
+  const kept = record.previous.slice(0, parts.reconciler.snapshot().policy.keepRevisions);
+  const after = rollBack({ ...record, previous: kept }, revision, Date.now());
+  if (after !== undefined) return after;
+  const { name } = record;
+  const nextStep = `'initless service inspect ${name}' lists the revisions that are kept (keep_revisions)`;
+  if (revision === '') {
+    throw new InitlessError('NOT_ALLOWED', `${name} has no earlier revision to go back to`, {
+      subject: name,
+      nextStep,
+    });
+  }
+  throw new InitlessError('NOT_FOUND', `${name} has no earlier revision ${revision}`, { subject: name, nextStep });
 }
 
 /** A service whose folder is still below `code_dir` would come back at once. Errors: NOT_ALLOWED. */

@@ -147,6 +147,20 @@ export interface HostReport {
   usageEpoch: string;
   /** Ports that can still be leased to instances. */
   portsFree: number;
+  /** Revisions whose images are there, ready to be started. */
+  revisions: HeldRevision[];
+}
+
+/** A revision on a host, apart from its checkpoint. */
+export interface HeldRevision {
+  /** Service. */
+  service: string;
+  /** Revision. */
+  revision: string;
+  /** Its image, "sha256:...". */
+  imageId: string;
+  /** It could not be checkpointed there, and is served by cold starts. */
+  noCheckpoint: boolean;
 }
 
 /** What was asked of a service on a host. Counts only grow, so that a report which is lost or comes twice does no harm. */
@@ -351,12 +365,7 @@ export interface PoolShare {
 export interface WithdrawService {
   /** Its name. */
   service: string;
-  /**
-   * Instances that hold leases go on until those are given back, for this long at most, in milliseconds. 0: as after any
-   * change of what is served.
-   */
-  drainMs: number;
-  /** Why its instances end. Unspecified: superseded. */
+  /** Why its instances end. Unspecified: superseded. Those that hold leases go on until the leases are given back. */
   reason: GoneReason;
 }
 
@@ -1312,6 +1321,7 @@ function createBaseHostReport(): HostReport {
     usage: [],
     usageEpoch: "",
     portsFree: 0,
+    revisions: [],
   };
 }
 
@@ -1343,6 +1353,9 @@ export const HostReport: MessageFns<HostReport> = {
     }
     if (message.portsFree !== 0) {
       writer.uint32(72).uint32(message.portsFree);
+    }
+    for (const v of message.revisions) {
+      HeldRevision.encode(v!, writer.uint32(82).fork()).join();
     }
     return writer;
   },
@@ -1432,6 +1445,14 @@ export const HostReport: MessageFns<HostReport> = {
             message.portsFree = reader.uint32();
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.revisions.push(HeldRevision.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1477,6 +1498,9 @@ export const HostReport: MessageFns<HostReport> = {
         : isSet(object.ports_free)
         ? globalThis.Number(object.ports_free)
         : 0,
+      revisions: globalThis.Array.isArray(object?.revisions)
+        ? object.revisions.map((e: any) => HeldRevision.fromJSON(e))
+        : [],
     };
   },
 
@@ -1509,6 +1533,9 @@ export const HostReport: MessageFns<HostReport> = {
     if (message.portsFree !== 0) {
       obj.portsFree = Math.round(message.portsFree);
     }
+    if (message.revisions?.length) {
+      obj.revisions = message.revisions.map((e) => HeldRevision.toJSON(e));
+    }
     return obj;
   },
 
@@ -1528,6 +1555,132 @@ export const HostReport: MessageFns<HostReport> = {
     message.usage = object.usage?.map((e) => ServiceUsage.fromPartial(e)) || [];
     message.usageEpoch = object.usageEpoch ?? "";
     message.portsFree = object.portsFree ?? 0;
+    message.revisions = object.revisions?.map((e) => HeldRevision.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseHeldRevision(): HeldRevision {
+  return { service: "", revision: "", imageId: "", noCheckpoint: false };
+}
+
+export const HeldRevision: MessageFns<HeldRevision> = {
+  encode(message: HeldRevision, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.service !== "") {
+      writer.uint32(10).string(message.service);
+    }
+    if (message.revision !== "") {
+      writer.uint32(18).string(message.revision);
+    }
+    if (message.imageId !== "") {
+      writer.uint32(26).string(message.imageId);
+    }
+    if (message.noCheckpoint !== false) {
+      writer.uint32(32).bool(message.noCheckpoint);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): HeldRevision {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseHeldRevision();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.revision = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.imageId = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.noCheckpoint = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): HeldRevision {
+    return {
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+      revision: isSet(object.revision) ? globalThis.String(object.revision) : "",
+      imageId: isSet(object.imageId)
+        ? globalThis.String(object.imageId)
+        : isSet(object.image_id)
+        ? globalThis.String(object.image_id)
+        : "",
+      noCheckpoint: isSet(object.noCheckpoint)
+        ? globalThis.Boolean(object.noCheckpoint)
+        : isSet(object.no_checkpoint)
+        ? globalThis.Boolean(object.no_checkpoint)
+        : false,
+    };
+  },
+
+  toJSON(message: HeldRevision): unknown {
+    const obj: any = {};
+    if (message.service !== "") {
+      obj.service = message.service;
+    }
+    if (message.revision !== "") {
+      obj.revision = message.revision;
+    }
+    if (message.imageId !== "") {
+      obj.imageId = message.imageId;
+    }
+    if (message.noCheckpoint !== false) {
+      obj.noCheckpoint = message.noCheckpoint;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<HeldRevision>): HeldRevision {
+    return HeldRevision.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<HeldRevision>): HeldRevision {
+    const message = createBaseHeldRevision();
+    message.service = object.service ?? "";
+    message.revision = object.revision ?? "";
+    message.imageId = object.imageId ?? "";
+    message.noCheckpoint = object.noCheckpoint ?? false;
     return message;
   },
 };
@@ -3178,7 +3331,7 @@ export const PoolShare: MessageFns<PoolShare> = {
 };
 
 function createBaseWithdrawService(): WithdrawService {
-  return { service: "", drainMs: 0, reason: 0 };
+  return { service: "", reason: 0 };
 }
 
 export const WithdrawService: MessageFns<WithdrawService> = {
@@ -3186,11 +3339,8 @@ export const WithdrawService: MessageFns<WithdrawService> = {
     if (message.service !== "") {
       writer.uint32(10).string(message.service);
     }
-    if (message.drainMs !== 0) {
-      writer.uint32(16).uint64(message.drainMs);
-    }
     if (message.reason !== 0) {
-      writer.uint32(24).int32(message.reason);
+      writer.uint32(16).int32(message.reason);
     }
     return writer;
   },
@@ -3221,14 +3371,6 @@ export const WithdrawService: MessageFns<WithdrawService> = {
               break;
             }
 
-            message.drainMs = longToNumber(reader.uint64());
-            continue;
-          }
-          case 3: {
-            if (tag !== 24) {
-              break;
-            }
-
             message.reason = reader.int32() as any;
             continue;
           }
@@ -3247,11 +3389,6 @@ export const WithdrawService: MessageFns<WithdrawService> = {
   fromJSON(object: any): WithdrawService {
     return {
       service: isSet(object.service) ? globalThis.String(object.service) : "",
-      drainMs: isSet(object.drainMs)
-        ? globalThis.Number(object.drainMs)
-        : isSet(object.drain_ms)
-        ? globalThis.Number(object.drain_ms)
-        : 0,
       reason: isSet(object.reason) ? goneReasonFromJSON(object.reason) : 0,
     };
   },
@@ -3260,9 +3397,6 @@ export const WithdrawService: MessageFns<WithdrawService> = {
     const obj: any = {};
     if (message.service !== "") {
       obj.service = message.service;
-    }
-    if (message.drainMs !== 0) {
-      obj.drainMs = Math.round(message.drainMs);
     }
     if (message.reason !== 0) {
       obj.reason = goneReasonToJSON(message.reason);
@@ -3276,7 +3410,6 @@ export const WithdrawService: MessageFns<WithdrawService> = {
   fromPartial(object: DeepPartial<WithdrawService>): WithdrawService {
     const message = createBaseWithdrawService();
     message.service = object.service ?? "";
-    message.drainMs = object.drainMs ?? 0;
     message.reason = object.reason ?? 0;
     return message;
   },

@@ -538,7 +538,7 @@ export interface ServiceConfig {
   preStartPoolAuto: boolean;
   /** How restores fill memory. Unspecified: the best way that is right. */
   memory: MemoryMode;
-  /** Hosts that its instances are spread over; more serve it where these have no room. At least 1. */
+  /** Hosts that its instances are spread over, at most. At least 1. */
   spread: number;
 }
 
