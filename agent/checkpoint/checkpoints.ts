@@ -7,10 +7,8 @@ import type { RestoreSource } from '../instance/restorer.js';
 import { Prefetcher, wantedFiles } from '../memory/prefetch.js';
 import { readIndex } from '../memory/sparse.js';
 import { readTouched } from '../memory/touched.js';
-import { clocksHere } from '../runtime/clocks.js';
 import { incompatibility } from '../runtime/criu.js';
 import type { OciSpec } from '../runtime/spec.js';
-import { clocksAhead, readClocks } from './clocks.js';
 import {
   checkpointOnWire,
   damaged,
@@ -174,7 +172,7 @@ export class Checkpoints {
   async seal(
     dir: string,
     spec: OciSpec,
-    facts: Omit<Manifest, 'format' | 'entries' | 'createdAt' | 'fingerprint' | 'clocks'>,
+    facts: Omit<Manifest, 'format' | 'entries' | 'createdAt' | 'fingerprint'>,
   ): Promise<Checkpoint> {
     await writeFile(path.join(dir, SPEC), JSON.stringify(spec));
     for (const file of await readdir(path.join(dir, IMAGES))) await chmod(path.join(dir, IMAGES, file), 0o400);
@@ -185,7 +183,6 @@ export class Checkpoints {
       format: FORMAT,
       createdAt: new Date().toISOString(),
       fingerprint: this.#here,
-      clocks: await readClocks(path.join(dir, IMAGES)),
       entries,
     };
     return this.#settle(dir, spec, manifest, writeManifest(manifest));
@@ -276,7 +273,7 @@ export class Checkpoints {
     }
     const { dir, manifest } = held;
     try {
-      const reason = this.misfit(manifest);
+      const reason = incompatibility(manifest.fingerprint, this.#here);
       if (reason) {
         throw new InitlessError('CHECKPOINT_INCOMPATIBLE', `checkpoint ${dir} cannot be restored here: ${reason}`, {
           subject: dir,
@@ -326,8 +323,8 @@ export class Checkpoints {
   }
 
   /** Why a checkpoint that was made on another machine cannot be used on this one, or undefined when it can. */
-  misfit({ fingerprint, clocks }: Pick<Manifest, 'fingerprint' | 'clocks'>): string | undefined {
-    return incompatibility(fingerprint, this.#here) ?? clocksAhead(clocks, clocksHere(), this.#here.setsClocks);
+  misfit(made: Fingerprint): string | undefined {
+    return incompatibility(made, this.#here);
   }
 
   /** Checks the digests of all that is held ahead of its use, one after the other; what fails is quarantined. */

@@ -18,7 +18,6 @@ import { copyTree, unmountRootfs } from '../runtime/rootfs.js';
 import type { Attached, Runc } from '../runtime/runc.js';
 import { type OciSpec, volumesOf } from '../runtime/spec.js';
 import type { Checkpoints } from './checkpoints.js';
-import { mendTimers } from './clocks.js';
 import { IMAGES, LAYER, VOLUMES } from './manifest.js';
 import { settleMemory } from './memory.js';
 import { mayBeMapped } from './modes.js';
@@ -273,7 +272,6 @@ export class Maker {
     const images = path.join(dir, IMAGES);
     await this.#parts.runc.checkpoint(place.id, place.folder, images, await dumpPreload(), DUMP_TIMEOUT_MS, signal);
     await takeOutTmpfs(images);
-    await mendTimers(images);
     // What the process still had in its pipes, and runc itself, must be gone before its folder is.
     await Promise.race([process.ended, sleep(10_000, signal)]);
   }

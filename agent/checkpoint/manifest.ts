@@ -1,7 +1,6 @@
 import { createHash } from 'node:crypto';
 import {
   Checkpoint,
-  type CheckpointClocks,
   type CheckpointMemory,
   type Fingerprint,
   type StageTime,
@@ -9,7 +8,7 @@ import {
 import { InitlessError } from '../../proto/rpc/errors.js';
 
 /** Version of a checkpoint's folder. A folder of another version is refused, not guessed at. */
-export const FORMAT = 3;
+export const FORMAT = 2;
 /** Names in a checkpoint's folder. */
 export const MANIFEST = 'manifest.json';
 export const SPEC = 'spec.json';
@@ -52,8 +51,6 @@ export interface Manifest {
   /** Host name inside its instances. */
   hostname: string;
   fingerprint: Fingerprint;
-  /** What the clocks of that machine showed at the dump; none where CRIU has not noted it. */
-  clocks?: CheckpointClocks;
   /** Where each volume is mounted; its content at the dump is `volumes/N`. */
   volumes: string[];
   stages: StageTime[];
@@ -133,7 +130,6 @@ export function checkpointOnWire(manifest: Manifest, host: string, dir: string, 
     imageId: manifest.imageId,
     stages: manifest.stages,
     memory: manifest.memory,
-    clocks: manifest.clocks,
     files: withFiles ? files.map((file) => ({ path: file.path, size: bytesOf(file), digest: file.digest ?? '' })) : [],
   });
 }

@@ -9,7 +9,6 @@ import { callOnce, isHosts } from '../instance/starter.js';
 import { compareMemory, differenceError } from '../memory/compare.js';
 import { readDump, rseqAreas } from '../memory/images.js';
 import { treeOf } from '../memory/kernel-view.js';
-import { signalFrames } from '../memory/signal-frames.js';
 import { type TouchedFile, touchedPages } from '../memory/touched.js';
 import { lastLines } from '../runtime/exec.js';
 import { readIfThere } from '../runtime/files.js';
@@ -136,13 +135,9 @@ async function compared(
   const { pid, filler } = await restore(parts, tried, place, true, signal);
   if (filler) await parts.restorer.filled(place, filler, signal);
   const hosts = await treeOf(pid);
-  const [dumped, ...ignored] = await Promise.all([
-    readDump(tried.dump),
-    rseqAreas(tried.dump),
-    signalFrames(tried.dump, hosts),
-  ]);
+  const [dumped, ignored] = await Promise.all([readDump(tried.dump), rseqAreas(tried.dump)]);
   const comparison = await withDeadline(COMPARE_TIMEOUT_MS, 'the comparison with the dump', signal, (signal) =>
-    compareMemory({ dumped, hosts, ignored: ignored.flat() }, signal),
+    compareMemory({ dumped, hosts, ignored }, signal),
   );
   trial.comparedBytes = comparison.bytes;
   const difference = differenceError(comparison, `the trial instance ${place.id}`);

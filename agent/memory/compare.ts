@@ -9,10 +9,7 @@ export interface RestoredTree {
   dumped: readonly ProcessMemory[];
   /** Number of each process on this host, by its number in the dump. All must have been stopped before their first instruction. */
   hosts: ReadonlyMap<number, number>;
-  /**
-   * Each thread's registered rseq(2) area: the restore registers it anew, and the kernel writes CPU numbers to it. And the
-   * frames of signals that came during the restore.
-   */
+  /** Each thread's registered rseq(2) area: the restore registers it anew, and the kernel writes CPU numbers to it. */
   ignored: readonly KernelBytes[];
 }
 

@@ -10,7 +10,6 @@ const MAGIC = {
   pstree: 0x50273030,
   core: 0x55053847,
   mounts: 0x55563928,
-  clocks: 0x43114433,
 } as const;
 const HEAD_BYTES = 8;
 const LENGTH_BYTES = 4;

@@ -167,41 +167,7 @@ export interface RseqArea {
 
 /** The registered rseq(2) areas of all threads of a dump. Errors: CHECKPOINT_DAMAGED. */
 export async function rseqAreas(dir: string): Promise<RseqArea[]> {
-  return (await readCores(dir)).flatMap(({ pid, tid, core }) => {
-    const rseq = core.threadCore?.rseqEntry;
-    if (!rseq?.rseqAbiPointer || !rseq.rseqAbiSize) return [];
-    return [{ pid, tid, address: rseq.rseqAbiPointer, length: rseq.rseqAbiSize }];
-  });
-}
-
-/** Where a thread's stack was at the dump. */
-export interface ThreadStack {
-  pid: number;
-  tid: number;
-  /** Its stack pointer. */
-  sp: bigint;
-  /** Bytes below it that belong to the thread all the same. */
-  redZone: number;
-  /** The stack that it has for signal handlers. */
-  alternate: { start: bigint; end: bigint } | undefined;
-}
-
-/** The stacks of all threads of a dump; a thread of another kind of machine is left out. Errors: CHECKPOINT_DAMAGED. */
-export async function readThreads(dir: string): Promise<ThreadStack[]> {
-  return (await readCores(dir)).flatMap(({ pid, tid, core: { x86, aarch64, threadCore } }) => {
-    const sp = x86?.gpregs?.sp ?? aarch64?.gpregs?.sp;
-    if (sp === undefined) return [];
-    const { ssSp = 0n, ssSize = 0n } = threadCore?.sas ?? {};
-    const alternate = ssSize > 0n ? { start: ssSp, end: ssSp + ssSize } : undefined;
-    return [{ pid, tid, sp, redZone: x86 ? X86_RED_ZONE : 0, alternate }];
-  });
-}
-
-/** Bytes below the stack pointer that the x86_64 ABI leaves to the running function, and signals do not touch. */
-const X86_RED_ZONE = 128;
-
-async function readCores(dir: string): Promise<{ pid: number; tid: number; core: Core }[]> {
-  const cores: { pid: number; tid: number; core: Core }[] = [];
+  const areas: RseqArea[] = [];
   const tree = path.join(dir, 'pstree.img');
   for (const { message } of decodeAll(ProcessEntry, await readImage(dir, 'pstree.img', 'pstree'), tree)) {
     const { pid } = message;
@@ -210,10 +176,12 @@ async function readCores(dir: string): Promise<{ pid: number; tid: number; core:
       const name = `core-${tid}.img`;
       const [first] = await readImage(dir, name, 'core');
       if (first === undefined) throw damaged(`${path.join(dir, name)} has no entries`, path.join(dir, name));
-      cores.push({ pid, tid, core: decodeEntry(Core, first, path.join(dir, name)) });
+      const rseq = decodeEntry(Core, first, path.join(dir, name)).threadCore?.rseqEntry;
+      if (!rseq?.rseqAbiPointer || !rseq.rseqAbiSize) continue;
+      areas.push({ pid, tid, address: rseq.rseqAbiPointer, length: rseq.rseqAbiSize });
     }
   }
-  return cores;
+  return areas;
 }
 
 function decodeAll<T>(codec: Codec<T>, entries: readonly ImageEntry[], file: string): Read<T>[] {

@@ -2,7 +2,6 @@ import { readFile } from 'node:fs/promises';
 import { arch, release } from 'node:os';
 import type { Fingerprint } from '../../proto/gen/initless/v1/types.js';
 import { InitlessError } from '../../proto/rpc/errors.js';
-import { setsClocks } from './clocks.js';
 import { lastLines, run } from './exec.js';
 import { readIfThere } from './files.js';
 
@@ -21,11 +20,10 @@ export async function dumpPreload(): Promise<string | undefined> {
 
 /** What a checkpoint that is made here needs of the machine that restores it. Errors: UNSUPPORTED without CRIU or runc. */
 export async function fingerprint(): Promise<Fingerprint> {
-  const [criu, runc, cpuinfo, clocks] = await Promise.all([
+  const [criu, runc, cpuinfo] = await Promise.all([
     version('criu', ['--version'], /Version:\s*(\S+)/),
     version('runc', ['--version'], /runc version\s*(\S+)/),
     readFile('/proc/cpuinfo', 'utf8'),
-    setsClocks(),
   ]);
   return {
     kernel: release(),
@@ -34,7 +32,6 @@ export async function fingerprint(): Promise<Fingerprint> {
     arch: arch() === 'x64' ? 'x86_64' : arch() === 'arm64' ? 'aarch64' : arch(),
     cpuModel: /^model name\s*:\s*(.+)$/m.exec(cpuinfo)?.[1] ?? '',
     cpuFlags: (/^(?:flags|Features)\s*:\s*(.+)$/m.exec(cpuinfo)?.[1] ?? '').split(' ').sort(),
-    setsClocks: clocks,
   };
 }
 

@@ -3,7 +3,6 @@ import { mkdir, open, readFile, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { InitlessError, toInitlessError } from '../../proto/rpc/errors.js';
 import { apply, makeCgroups } from './cgroups.js';
-import { restorable } from './clocks.js';
 import { CRIU_CONFIG, criuErrors } from './criu.js';
 import { type EnterProcess, takeEnterProcess } from './enter.js';
 import { lastLines, saysDiskFull } from './exec.js';
@@ -59,14 +58,13 @@ export async function restore(
     apply(id, settings.first);
     const plans = await readTmpfsPlans(images);
     const tmpfs = plans.map((plan) => ({ plan, dir: path.join(folder.work, plan.key) }));
-    const dir = await restorable(images, folder.work);
     const args = [
       // Not pipes: what a killed CRIU had begun to restore would hold them open.
       ...['open', '1', 'a', said, 'open', '2', 'a', said],
       ...enterSteps(spec, id, settings, output),
       ...(tmpfs.length > 0 ? ['own-mounts', ...tmpfs.flatMap(({ plan, dir }) => tmpfsSteps(plan, dir))] : []),
       '--',
-      ...['criu', 'restore', '--config', CRIU_CONFIG, '--images-dir', dir, '--work-dir', folder.work],
+      ...['criu', 'restore', '--config', CRIU_CONFIG, '--images-dir', images, '--work-dir', folder.work],
       // Warnings and errors only: at the level that runc asks for, writing the log takes milliseconds.
       ...['--log-file', 'restore.log', '-v2', '--pidfile', pidFile, '--restore-detached', '--root', folder.root],
       ...['--manage-cgroups=ignore', '--evasive-devices'],

@@ -233,7 +233,7 @@ export class Copier {
     if (service !== config.serviceName || revision !== command.revision || imageId !== command.imageId) {
       throw new SourceFailure(`its manifest is of revision ${revision} of ${service}, image ${imageId}`, false);
     }
-    return this.#parts.checkpoints.misfit(manifest) ?? manifest;
+    return this.#parts.checkpoints.misfit(manifest.fingerprint) ?? manifest;
   }
 
   async #seal(work: Work, text: string, manifest: Manifest, staged: readonly Staged[]) {

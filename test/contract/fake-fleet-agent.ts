@@ -80,8 +80,7 @@ export class FakeFleetAgent {
     this.ended = undefined;
     this.#outgoing = new PushStream<ConnectRequest>('fake agent');
     this.#abort = new AbortController();
-    const machine = { kernel: '6', criu: '4.2', runc: '1.3', arch: 'x86_64' };
-    const fingerprint = { ...machine, cpuModel: 'fake', cpuFlags: [], setsClocks: true };
+    const fingerprint = { kernel: '6', criu: '4.2', runc: '1.3', arch: 'x86_64', cpuModel: 'fake', cpuFlags: [] };
     const leaseAddress = `127.0.0.1:${7000 + this.name.length}`;
     this.say({
       $case: 'hello',
@@ -279,7 +278,6 @@ export class FakeFleetAgent {
       quarantined: undefined,
       stages: [],
       memory: undefined,
-      clocks: undefined,
     };
     const at = this.checkpoints.findIndex((one) => one.service === checkpoint.service && one.revision === revision);
     this.checkpoints.splice(at === -1 ? this.checkpoints.length : at, at === -1 ? 0 : 1, checkpoint);

@@ -22,42 +22,7 @@ export interface FileEntry {
     | number
     | undefined;
   /** Set where it is a regular file. */
-  reg?:
-    | RegularFile
-    | undefined;
-  /** Set where it is a timer. */
-  tfd?: TimerFile | undefined;
-  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
-}
-
-/** A timer that a process has opened by timerfd_create(2). */
-export interface TimerFile {
-  /** Its clock, as clock_gettime(2) counts them. */
-  clockid?:
-    | number
-    | undefined;
-  /** Expirations that nobody has read yet. */
-  ticks?:
-    | bigint
-    | undefined;
-  /** Flags it was set with; 1: to a time, not a duration. */
-  settimeFlags?:
-    | number
-    | undefined;
-  /** How long until it expires, whatever it was set with, in seconds. 0, without nanoseconds: it does not. */
-  vsec?:
-    | bigint
-    | undefined;
-  /** And nanoseconds. */
-  vnsec?:
-    | bigint
-    | undefined;
-  /** How long from one expiration to the next, in seconds. 0, without nanoseconds: there is no next one. */
-  isec?:
-    | bigint
-    | undefined;
-  /** And nanoseconds. */
-  insec?: bigint | undefined;
+  reg?: RegularFile | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -92,7 +57,7 @@ export interface RegularFile {
 }
 
 function createBaseFileEntry(): FileEntry {
-  return { type: undefined, id: undefined, reg: undefined, tfd: undefined, _unknownFields: {} };
+  return { type: undefined, id: undefined, reg: undefined, _unknownFields: {} };
 }
 
 export const FileEntry: MessageFns<FileEntry> = {
@@ -105,9 +70,6 @@ export const FileEntry: MessageFns<FileEntry> = {
     }
     if (message.reg !== undefined) {
       RegularFile.encode(message.reg, writer.uint32(26).fork()).join();
-    }
-    if (message.tfd !== undefined) {
-      TimerFile.encode(message.tfd, writer.uint32(98).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -157,14 +119,6 @@ export const FileEntry: MessageFns<FileEntry> = {
             message.reg = RegularFile.decode(reader, reader.uint32());
             continue;
           }
-          case 12: {
-            if (tag !== 98) {
-              break;
-            }
-
-            message.tfd = TimerFile.decode(reader, reader.uint32());
-            continue;
-          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -193,174 +147,6 @@ export const FileEntry: MessageFns<FileEntry> = {
     message.type = object.type ?? undefined;
     message.id = object.id ?? undefined;
     message.reg = (object.reg !== undefined && object.reg !== null) ? RegularFile.fromPartial(object.reg) : undefined;
-    message.tfd = (object.tfd !== undefined && object.tfd !== null) ? TimerFile.fromPartial(object.tfd) : undefined;
-    return message;
-  },
-};
-
-function createBaseTimerFile(): TimerFile {
-  return {
-    clockid: undefined,
-    ticks: undefined,
-    settimeFlags: undefined,
-    vsec: undefined,
-    vnsec: undefined,
-    isec: undefined,
-    insec: undefined,
-    _unknownFields: {},
-  };
-}
-
-export const TimerFile: MessageFns<TimerFile> = {
-  encode(message: TimerFile, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.clockid !== undefined) {
-      writer.uint32(32).uint32(message.clockid);
-    }
-    if (message.ticks !== undefined) {
-      if (BigInt.asUintN(64, message.ticks) !== message.ticks) {
-        throw new globalThis.Error("value provided for field message.ticks of type uint64 too large");
-      }
-      writer.uint32(40).uint64(message.ticks);
-    }
-    if (message.settimeFlags !== undefined) {
-      writer.uint32(48).uint32(message.settimeFlags);
-    }
-    if (message.vsec !== undefined) {
-      if (BigInt.asUintN(64, message.vsec) !== message.vsec) {
-        throw new globalThis.Error("value provided for field message.vsec of type uint64 too large");
-      }
-      writer.uint32(56).uint64(message.vsec);
-    }
-    if (message.vnsec !== undefined) {
-      if (BigInt.asUintN(64, message.vnsec) !== message.vnsec) {
-        throw new globalThis.Error("value provided for field message.vnsec of type uint64 too large");
-      }
-      writer.uint32(64).uint64(message.vnsec);
-    }
-    if (message.isec !== undefined) {
-      if (BigInt.asUintN(64, message.isec) !== message.isec) {
-        throw new globalThis.Error("value provided for field message.isec of type uint64 too large");
-      }
-      writer.uint32(72).uint64(message.isec);
-    }
-    if (message.insec !== undefined) {
-      if (BigInt.asUintN(64, message.insec) !== message.insec) {
-        throw new globalThis.Error("value provided for field message.insec of type uint64 too large");
-      }
-      writer.uint32(80).uint64(message.insec);
-    }
-    if (message._unknownFields !== undefined) {
-      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
-        const tag = parseInt(key, 10);
-        for (const value of values) {
-          writer.uint32(tag).raw(value);
-        }
-      }
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): TimerFile {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseTimerFile();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 4: {
-            if (tag !== 32) {
-              break;
-            }
-
-            message.clockid = reader.uint32();
-            continue;
-          }
-          case 5: {
-            if (tag !== 40) {
-              break;
-            }
-
-            message.ticks = reader.uint64() as bigint;
-            continue;
-          }
-          case 6: {
-            if (tag !== 48) {
-              break;
-            }
-
-            message.settimeFlags = reader.uint32();
-            continue;
-          }
-          case 7: {
-            if (tag !== 56) {
-              break;
-            }
-
-            message.vsec = reader.uint64() as bigint;
-            continue;
-          }
-          case 8: {
-            if (tag !== 64) {
-              break;
-            }
-
-            message.vnsec = reader.uint64() as bigint;
-            continue;
-          }
-          case 9: {
-            if (tag !== 72) {
-              break;
-            }
-
-            message.isec = reader.uint64() as bigint;
-            continue;
-          }
-          case 10: {
-            if (tag !== 80) {
-              break;
-            }
-
-            message.insec = reader.uint64() as bigint;
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        const buf = reader.skip(tag & 7);
-
-        const list = message._unknownFields![tag];
-
-        if (list === undefined) {
-          message._unknownFields![tag] = [buf];
-        } else {
-          list.push(buf);
-        }
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create(base?: DeepPartial<TimerFile>): TimerFile {
-    return TimerFile.fromPartial(base ?? {});
-  },
-  fromPartial(object: DeepPartial<TimerFile>): TimerFile {
-    const message = createBaseTimerFile();
-    message.clockid = object.clockid ?? undefined;
-    message.ticks = (object.ticks !== undefined && object.ticks !== null) ? BigInt(object.ticks) : undefined;
-    message.settimeFlags = object.settimeFlags ?? undefined;
-    message.vsec = (object.vsec !== undefined && object.vsec !== null) ? BigInt(object.vsec) : undefined;
-    message.vnsec = (object.vnsec !== undefined && object.vnsec !== null) ? BigInt(object.vnsec) : undefined;
-    message.isec = (object.isec !== undefined && object.isec !== null) ? BigInt(object.isec) : undefined;
-    message.insec = (object.insec !== undefined && object.insec !== null) ? BigInt(object.insec) : undefined;
     return message;
   },
 };

@@ -24,53 +24,13 @@ export interface ProcessEntry {
 
 /** The only message of core-TID.img: a thread's state. */
 export interface Core {
-  /** Its registers, of an x86_64 machine. */
-  x86?:
-    | X86Thread
-    | undefined;
   /** The part that every thread has. */
-  threadCore?:
-    | ThreadCore
-    | undefined;
-  /** Its registers, of an aarch64 machine. */
-  aarch64?: Aarch64Thread | undefined;
-  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
-}
-
-/** What only x86_64 has. */
-export interface X86Thread {
-  /** Registers. */
-  gpregs?: X86Registers | undefined;
-  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
-}
-
-/** Registers of x86_64. */
-export interface X86Registers {
-  /** The stack pointer. */
-  sp?: bigint | undefined;
-  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
-}
-
-/** What only aarch64 has. */
-export interface Aarch64Thread {
-  /** Registers. */
-  gpregs?: Aarch64Registers | undefined;
-  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
-}
-
-/** Registers of aarch64. */
-export interface Aarch64Registers {
-  /** The stack pointer. */
-  sp?: bigint | undefined;
+  threadCore?: ThreadCore | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
 /** What a thread has besides its registers. */
 export interface ThreadCore {
-  /** The stack that it has set aside for signal handlers (sigaltstack(2)). */
-  sas?:
-    | SignalStack
-    | undefined;
   /** Its area for restartable sequences, where it has registered one. */
   rseqEntry?: RestartableSequences | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
@@ -87,17 +47,6 @@ export interface RestartableSequences {
     | undefined;
   /** Its length in bytes. */
   rseqAbiSize?: number | undefined;
-  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
-}
-
-/** A stack for signal handlers. */
-export interface SignalStack {
-  /** Its lowest address. */
-  ssSp?:
-    | bigint
-    | undefined;
-  /** Its length in bytes; 0: there is none. */
-  ssSize?: bigint | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -195,19 +144,13 @@ export const ProcessEntry: MessageFns<ProcessEntry> = {
 };
 
 function createBaseCore(): Core {
-  return { x86: undefined, threadCore: undefined, aarch64: undefined, _unknownFields: {} };
+  return { threadCore: undefined, _unknownFields: {} };
 }
 
 export const Core: MessageFns<Core> = {
   encode(message: Core, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.x86 !== undefined) {
-      X86Thread.encode(message.x86, writer.uint32(18).fork()).join();
-    }
     if (message.threadCore !== undefined) {
       ThreadCore.encode(message.threadCore, writer.uint32(42).fork()).join();
-    }
-    if (message.aarch64 !== undefined) {
-      Aarch64Thread.encode(message.aarch64, writer.uint32(66).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -233,28 +176,12 @@ export const Core: MessageFns<Core> = {
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
-          case 2: {
-            if (tag !== 18) {
-              break;
-            }
-
-            message.x86 = X86Thread.decode(reader, reader.uint32());
-            continue;
-          }
           case 5: {
             if (tag !== 42) {
               break;
             }
 
             message.threadCore = ThreadCore.decode(reader, reader.uint32());
-            continue;
-          }
-          case 8: {
-            if (tag !== 66) {
-              break;
-            }
-
-            message.aarch64 = Aarch64Thread.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -282,320 +209,19 @@ export const Core: MessageFns<Core> = {
   },
   fromPartial(object: DeepPartial<Core>): Core {
     const message = createBaseCore();
-    message.x86 = (object.x86 !== undefined && object.x86 !== null) ? X86Thread.fromPartial(object.x86) : undefined;
     message.threadCore = (object.threadCore !== undefined && object.threadCore !== null)
       ? ThreadCore.fromPartial(object.threadCore)
       : undefined;
-    message.aarch64 = (object.aarch64 !== undefined && object.aarch64 !== null)
-      ? Aarch64Thread.fromPartial(object.aarch64)
-      : undefined;
-    return message;
-  },
-};
-
-function createBaseX86Thread(): X86Thread {
-  return { gpregs: undefined, _unknownFields: {} };
-}
-
-export const X86Thread: MessageFns<X86Thread> = {
-  encode(message: X86Thread, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.gpregs !== undefined) {
-      X86Registers.encode(message.gpregs, writer.uint32(18).fork()).join();
-    }
-    if (message._unknownFields !== undefined) {
-      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
-        const tag = parseInt(key, 10);
-        for (const value of values) {
-          writer.uint32(tag).raw(value);
-        }
-      }
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): X86Thread {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseX86Thread();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 2: {
-            if (tag !== 18) {
-              break;
-            }
-
-            message.gpregs = X86Registers.decode(reader, reader.uint32());
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        const buf = reader.skip(tag & 7);
-
-        const list = message._unknownFields![tag];
-
-        if (list === undefined) {
-          message._unknownFields![tag] = [buf];
-        } else {
-          list.push(buf);
-        }
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create(base?: DeepPartial<X86Thread>): X86Thread {
-    return X86Thread.fromPartial(base ?? {});
-  },
-  fromPartial(object: DeepPartial<X86Thread>): X86Thread {
-    const message = createBaseX86Thread();
-    message.gpregs = (object.gpregs !== undefined && object.gpregs !== null)
-      ? X86Registers.fromPartial(object.gpregs)
-      : undefined;
-    return message;
-  },
-};
-
-function createBaseX86Registers(): X86Registers {
-  return { sp: undefined, _unknownFields: {} };
-}
-
-export const X86Registers: MessageFns<X86Registers> = {
-  encode(message: X86Registers, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.sp !== undefined) {
-      if (BigInt.asUintN(64, message.sp) !== message.sp) {
-        throw new globalThis.Error("value provided for field message.sp of type uint64 too large");
-      }
-      writer.uint32(160).uint64(message.sp);
-    }
-    if (message._unknownFields !== undefined) {
-      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
-        const tag = parseInt(key, 10);
-        for (const value of values) {
-          writer.uint32(tag).raw(value);
-        }
-      }
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): X86Registers {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseX86Registers();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 20: {
-            if (tag !== 160) {
-              break;
-            }
-
-            message.sp = reader.uint64() as bigint;
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        const buf = reader.skip(tag & 7);
-
-        const list = message._unknownFields![tag];
-
-        if (list === undefined) {
-          message._unknownFields![tag] = [buf];
-        } else {
-          list.push(buf);
-        }
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create(base?: DeepPartial<X86Registers>): X86Registers {
-    return X86Registers.fromPartial(base ?? {});
-  },
-  fromPartial(object: DeepPartial<X86Registers>): X86Registers {
-    const message = createBaseX86Registers();
-    message.sp = (object.sp !== undefined && object.sp !== null) ? BigInt(object.sp) : undefined;
-    return message;
-  },
-};
-
-function createBaseAarch64Thread(): Aarch64Thread {
-  return { gpregs: undefined, _unknownFields: {} };
-}
-
-export const Aarch64Thread: MessageFns<Aarch64Thread> = {
-  encode(message: Aarch64Thread, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.gpregs !== undefined) {
-      Aarch64Registers.encode(message.gpregs, writer.uint32(26).fork()).join();
-    }
-    if (message._unknownFields !== undefined) {
-      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
-        const tag = parseInt(key, 10);
-        for (const value of values) {
-          writer.uint32(tag).raw(value);
-        }
-      }
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): Aarch64Thread {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseAarch64Thread();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 3: {
-            if (tag !== 26) {
-              break;
-            }
-
-            message.gpregs = Aarch64Registers.decode(reader, reader.uint32());
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        const buf = reader.skip(tag & 7);
-
-        const list = message._unknownFields![tag];
-
-        if (list === undefined) {
-          message._unknownFields![tag] = [buf];
-        } else {
-          list.push(buf);
-        }
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create(base?: DeepPartial<Aarch64Thread>): Aarch64Thread {
-    return Aarch64Thread.fromPartial(base ?? {});
-  },
-  fromPartial(object: DeepPartial<Aarch64Thread>): Aarch64Thread {
-    const message = createBaseAarch64Thread();
-    message.gpregs = (object.gpregs !== undefined && object.gpregs !== null)
-      ? Aarch64Registers.fromPartial(object.gpregs)
-      : undefined;
-    return message;
-  },
-};
-
-function createBaseAarch64Registers(): Aarch64Registers {
-  return { sp: undefined, _unknownFields: {} };
-}
-
-export const Aarch64Registers: MessageFns<Aarch64Registers> = {
-  encode(message: Aarch64Registers, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.sp !== undefined) {
-      if (BigInt.asUintN(64, message.sp) !== message.sp) {
-        throw new globalThis.Error("value provided for field message.sp of type uint64 too large");
-      }
-      writer.uint32(16).uint64(message.sp);
-    }
-    if (message._unknownFields !== undefined) {
-      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
-        const tag = parseInt(key, 10);
-        for (const value of values) {
-          writer.uint32(tag).raw(value);
-        }
-      }
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): Aarch64Registers {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseAarch64Registers();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 2: {
-            if (tag !== 16) {
-              break;
-            }
-
-            message.sp = reader.uint64() as bigint;
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        const buf = reader.skip(tag & 7);
-
-        const list = message._unknownFields![tag];
-
-        if (list === undefined) {
-          message._unknownFields![tag] = [buf];
-        } else {
-          list.push(buf);
-        }
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create(base?: DeepPartial<Aarch64Registers>): Aarch64Registers {
-    return Aarch64Registers.fromPartial(base ?? {});
-  },
-  fromPartial(object: DeepPartial<Aarch64Registers>): Aarch64Registers {
-    const message = createBaseAarch64Registers();
-    message.sp = (object.sp !== undefined && object.sp !== null) ? BigInt(object.sp) : undefined;
     return message;
   },
 };
 
 function createBaseThreadCore(): ThreadCore {
-  return { sas: undefined, rseqEntry: undefined, _unknownFields: {} };
+  return { rseqEntry: undefined, _unknownFields: {} };
 }
 
 export const ThreadCore: MessageFns<ThreadCore> = {
   encode(message: ThreadCore, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.sas !== undefined) {
-      SignalStack.encode(message.sas, writer.uint32(58).fork()).join();
-    }
     if (message.rseqEntry !== undefined) {
       RestartableSequences.encode(message.rseqEntry, writer.uint32(122).fork()).join();
     }
@@ -623,14 +249,6 @@ export const ThreadCore: MessageFns<ThreadCore> = {
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
-          case 7: {
-            if (tag !== 58) {
-              break;
-            }
-
-            message.sas = SignalStack.decode(reader, reader.uint32());
-            continue;
-          }
           case 15: {
             if (tag !== 122) {
               break;
@@ -664,7 +282,6 @@ export const ThreadCore: MessageFns<ThreadCore> = {
   },
   fromPartial(object: DeepPartial<ThreadCore>): ThreadCore {
     const message = createBaseThreadCore();
-    message.sas = (object.sas !== undefined && object.sas !== null) ? SignalStack.fromPartial(object.sas) : undefined;
     message.rseqEntry = (object.rseqEntry !== undefined && object.rseqEntry !== null)
       ? RestartableSequences.fromPartial(object.rseqEntry)
       : undefined;
@@ -756,95 +373,6 @@ export const RestartableSequences: MessageFns<RestartableSequences> = {
       ? BigInt(object.rseqAbiPointer)
       : undefined;
     message.rseqAbiSize = object.rseqAbiSize ?? undefined;
-    return message;
-  },
-};
-
-function createBaseSignalStack(): SignalStack {
-  return { ssSp: undefined, ssSize: undefined, _unknownFields: {} };
-}
-
-export const SignalStack: MessageFns<SignalStack> = {
-  encode(message: SignalStack, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.ssSp !== undefined) {
-      if (BigInt.asUintN(64, message.ssSp) !== message.ssSp) {
-        throw new globalThis.Error("value provided for field message.ssSp of type uint64 too large");
-      }
-      writer.uint32(8).uint64(message.ssSp);
-    }
-    if (message.ssSize !== undefined) {
-      if (BigInt.asUintN(64, message.ssSize) !== message.ssSize) {
-        throw new globalThis.Error("value provided for field message.ssSize of type uint64 too large");
-      }
-      writer.uint32(16).uint64(message.ssSize);
-    }
-    if (message._unknownFields !== undefined) {
-      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
-        const tag = parseInt(key, 10);
-        for (const value of values) {
-          writer.uint32(tag).raw(value);
-        }
-      }
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): SignalStack {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseSignalStack();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 1: {
-            if (tag !== 8) {
-              break;
-            }
-
-            message.ssSp = reader.uint64() as bigint;
-            continue;
-          }
-          case 2: {
-            if (tag !== 16) {
-              break;
-            }
-
-            message.ssSize = reader.uint64() as bigint;
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        const buf = reader.skip(tag & 7);
-
-        const list = message._unknownFields![tag];
-
-        if (list === undefined) {
-          message._unknownFields![tag] = [buf];
-        } else {
-          list.push(buf);
-        }
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create(base?: DeepPartial<SignalStack>): SignalStack {
-    return SignalStack.fromPartial(base ?? {});
-  },
-  fromPartial(object: DeepPartial<SignalStack>): SignalStack {
-    const message = createBaseSignalStack();
-    message.ssSp = (object.ssSp !== undefined && object.ssSp !== null) ? BigInt(object.ssSp) : undefined;
-    message.ssSize = (object.ssSize !== undefined && object.ssSize !== null) ? BigInt(object.ssSize) : undefined;
     return message;
   },
 };

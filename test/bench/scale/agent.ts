@@ -80,7 +80,6 @@ export class SimulatedAgent {
     const fingerprint = {
       ...{ kernel: '6.1.0', criu: '4.2', runc: '1.3', arch: 'x86_64', cpuModel: 'simulated' },
       cpuFlags: CPU_FLAGS,
-      setsClocks: true,
     };
     this.#say({
       $case: 'hello',
@@ -124,7 +123,7 @@ export class SimulatedAgent {
         const checkpoint = {
           ...{ service, revision, host: this.name, path: `/checkpoints/${service}/${revision}`, format: 1, imageId },
           ...{ createdAt: new Date(), size: 1e8, fingerprint: undefined, files: [], stages: [] },
-          ...{ quarantined: undefined, memory: undefined, clocks: undefined },
+          ...{ quarantined: undefined, memory: undefined },
         };
         this.#checkpoints.set(`${service} ${revision}`, checkpoint);
         return { $case: 'prepared', value: { imageId, checkpoint, problem: undefined } };

@@ -685,16 +685,6 @@ export interface Fingerprint {
   cpuModel: string;
   /** CPU feature flags, sorted. */
   cpuFlags: string[];
-  /** The machine can give what it restores clocks of its own, so that they go on from those at the dump. */
-  setsClocks: boolean;
-}
-
-/** Clocks of the machine that a checkpoint was made on, at the dump. A service must never see them go back. */
-export interface CheckpointClocks {
-  /** CLOCK_MONOTONIC, milliseconds. */
-  monotonicMs: number;
-  /** CLOCK_BOOTTIME, milliseconds. */
-  boottimeMs: number;
 }
 
 /** One file of a checkpoint. */
@@ -740,11 +730,7 @@ export interface Checkpoint {
   /** How long each step of making it took. */
   stages: StageTime[];
   /** How its restores fill memory, and what was tried to find out. */
-  memory:
-    | CheckpointMemory
-    | undefined;
-  /** Clocks at the dump. */
-  clocks: CheckpointClocks | undefined;
+  memory: CheckpointMemory | undefined;
 }
 
 /** How a checkpoint's restores fill memory. */
@@ -3154,7 +3140,7 @@ export const Listener: MessageFns<Listener> = {
 };
 
 function createBaseFingerprint(): Fingerprint {
-  return { kernel: "", criu: "", runc: "", arch: "", cpuModel: "", cpuFlags: [], setsClocks: false };
+  return { kernel: "", criu: "", runc: "", arch: "", cpuModel: "", cpuFlags: [] };
 }
 
 export const Fingerprint: MessageFns<Fingerprint> = {
@@ -3176,9 +3162,6 @@ export const Fingerprint: MessageFns<Fingerprint> = {
     }
     for (const v of message.cpuFlags) {
       writer.uint32(50).string(v!);
-    }
-    if (message.setsClocks !== false) {
-      writer.uint32(56).bool(message.setsClocks);
     }
     return writer;
   },
@@ -3244,14 +3227,6 @@ export const Fingerprint: MessageFns<Fingerprint> = {
             message.cpuFlags.push(reader.string());
             continue;
           }
-          case 7: {
-            if (tag !== 56) {
-              break;
-            }
-
-            message.setsClocks = reader.bool();
-            continue;
-          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3280,11 +3255,6 @@ export const Fingerprint: MessageFns<Fingerprint> = {
         : globalThis.Array.isArray(object?.cpu_flags)
         ? object.cpu_flags.map((e: any) => globalThis.String(e))
         : [],
-      setsClocks: isSet(object.setsClocks)
-        ? globalThis.Boolean(object.setsClocks)
-        : isSet(object.sets_clocks)
-        ? globalThis.Boolean(object.sets_clocks)
-        : false,
     };
   },
 
@@ -3308,9 +3278,6 @@ export const Fingerprint: MessageFns<Fingerprint> = {
     if (message.cpuFlags?.length) {
       obj.cpuFlags = message.cpuFlags;
     }
-    if (message.setsClocks !== false) {
-      obj.setsClocks = message.setsClocks;
-    }
     return obj;
   },
 
@@ -3325,100 +3292,6 @@ export const Fingerprint: MessageFns<Fingerprint> = {
     message.arch = object.arch ?? "";
     message.cpuModel = object.cpuModel ?? "";
     message.cpuFlags = object.cpuFlags?.map((e) => e) || [];
-    message.setsClocks = object.setsClocks ?? false;
-    return message;
-  },
-};
-
-function createBaseCheckpointClocks(): CheckpointClocks {
-  return { monotonicMs: 0, boottimeMs: 0 };
-}
-
-export const CheckpointClocks: MessageFns<CheckpointClocks> = {
-  encode(message: CheckpointClocks, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.monotonicMs !== 0) {
-      writer.uint32(8).uint64(message.monotonicMs);
-    }
-    if (message.boottimeMs !== 0) {
-      writer.uint32(16).uint64(message.boottimeMs);
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): CheckpointClocks {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseCheckpointClocks();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 1: {
-            if (tag !== 8) {
-              break;
-            }
-
-            message.monotonicMs = longToNumber(reader.uint64());
-            continue;
-          }
-          case 2: {
-            if (tag !== 16) {
-              break;
-            }
-
-            message.boottimeMs = longToNumber(reader.uint64());
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        reader.skip(tag & 7);
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  fromJSON(object: any): CheckpointClocks {
-    return {
-      monotonicMs: isSet(object.monotonicMs)
-        ? globalThis.Number(object.monotonicMs)
-        : isSet(object.monotonic_ms)
-        ? globalThis.Number(object.monotonic_ms)
-        : 0,
-      boottimeMs: isSet(object.boottimeMs)
-        ? globalThis.Number(object.boottimeMs)
-        : isSet(object.boottime_ms)
-        ? globalThis.Number(object.boottime_ms)
-        : 0,
-    };
-  },
-
-  toJSON(message: CheckpointClocks): unknown {
-    const obj: any = {};
-    if (message.monotonicMs !== 0) {
-      obj.monotonicMs = Math.round(message.monotonicMs);
-    }
-    if (message.boottimeMs !== 0) {
-      obj.boottimeMs = Math.round(message.boottimeMs);
-    }
-    return obj;
-  },
-
-  create(base?: DeepPartial<CheckpointClocks>): CheckpointClocks {
-    return CheckpointClocks.fromPartial(base ?? {});
-  },
-  fromPartial(object: DeepPartial<CheckpointClocks>): CheckpointClocks {
-    const message = createBaseCheckpointClocks();
-    message.monotonicMs = object.monotonicMs ?? 0;
-    message.boottimeMs = object.boottimeMs ?? 0;
     return message;
   },
 };
@@ -3539,7 +3412,6 @@ function createBaseCheckpoint(): Checkpoint {
     quarantined: undefined,
     stages: [],
     memory: undefined,
-    clocks: undefined,
   };
 }
 
@@ -3583,9 +3455,6 @@ export const Checkpoint: MessageFns<Checkpoint> = {
     }
     if (message.memory !== undefined) {
       CheckpointMemory.encode(message.memory, writer.uint32(106).fork()).join();
-    }
-    if (message.clocks !== undefined) {
-      CheckpointClocks.encode(message.clocks, writer.uint32(114).fork()).join();
     }
     return writer;
   },
@@ -3707,14 +3576,6 @@ export const Checkpoint: MessageFns<Checkpoint> = {
             message.memory = CheckpointMemory.decode(reader, reader.uint32());
             continue;
           }
-          case 14: {
-            if (tag !== 114) {
-              break;
-            }
-
-            message.clocks = CheckpointClocks.decode(reader, reader.uint32());
-            continue;
-          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3750,7 +3611,6 @@ export const Checkpoint: MessageFns<Checkpoint> = {
       quarantined: isSet(object.quarantined) ? Problem.fromJSON(object.quarantined) : undefined,
       stages: globalThis.Array.isArray(object?.stages) ? object.stages.map((e: any) => StageTime.fromJSON(e)) : [],
       memory: isSet(object.memory) ? CheckpointMemory.fromJSON(object.memory) : undefined,
-      clocks: isSet(object.clocks) ? CheckpointClocks.fromJSON(object.clocks) : undefined,
     };
   },
 
@@ -3795,9 +3655,6 @@ export const Checkpoint: MessageFns<Checkpoint> = {
     if (message.memory !== undefined) {
       obj.memory = CheckpointMemory.toJSON(message.memory);
     }
-    if (message.clocks !== undefined) {
-      obj.clocks = CheckpointClocks.toJSON(message.clocks);
-    }
     return obj;
   },
 
@@ -3824,9 +3681,6 @@ export const Checkpoint: MessageFns<Checkpoint> = {
     message.stages = object.stages?.map((e) => StageTime.fromPartial(e)) || [];
     message.memory = (object.memory !== undefined && object.memory !== null)
       ? CheckpointMemory.fromPartial(object.memory)
-      : undefined;
-    message.clocks = (object.clocks !== undefined && object.clocks !== null)
-      ? CheckpointClocks.fromPartial(object.clocks)
       : undefined;
     return message;
   },
